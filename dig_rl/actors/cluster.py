@@ -1,0 +1,225 @@
+"""Ray: start or join a cluster, put plain classes into actors, wait loudly, leave nothing behind.
+
+An actor's class is named by a string and built on the other side, so the driver imports no engine, and everything an
+engine prints goes to a file of the run folder from its first line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from dig_rl.config import ClusterConfig
+from dig_rl.errors import ClusterError, DigRlError
+
+_log = logging.getLogger(__name__)
+_REPORT_WAIT_EVERY_S = 30.0
+
+MANNERS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # Idle OpenMP threads of one engine would otherwise spin on the cores that the other one needs.
+    "OMP_WAIT_POLICY": "passive",
+    "KMP_BLOCKTIME": "0",
+}
+"""Environment of every process: no telemetry, no spinning."""
+
+
+class _Host:
+    """The one actor class: builds the named object and calls its methods."""
+
+    def __init__(self, log_path: str) -> None:
+        _redirect_output(log_path)
+
+    def build(self, target: str, args: tuple[Any, ...]) -> None:
+        # Not in __init__: what that raises reaches the driver as text only.
+        module, _, name = target.partition(":")
+        self._object = getattr(importlib.import_module(module), name)(*args)
+
+    def call(self, method: str, *args: Any) -> Any:
+        return getattr(self._object, method)(*args)
+
+    def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        return function(self._object, *args)
+
+
+@dataclass(frozen=True)
+class Actor:
+    """Driver-side handle of one hosted object."""
+
+    name: str
+    log_path: Path
+    handle: Any
+
+    def call(self, method: str, *args: Any) -> Pending:
+        """Call a method of the object; returns at once."""
+        return Pending(self, self.handle.call.remote(method, *args))
+
+    def run(self, function: Callable[..., Any], *args: Any) -> Pending:
+        """Call `function(object, *args)` where the object lives; returns at once."""
+        return Pending(self, self.handle.run.remote(function, *args))
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A result on its way."""
+
+    actor: Actor
+    ref: Any
+
+
+class Cluster:
+    """A Ray cluster for one run; a context manager that ends every actor it started."""
+
+    def __init__(self, config: ClusterConfig, log_dir: Path, num_actors: int) -> None:
+        """Start a private cluster, or join the one named in the config or by a Ray job.
+
+        Args:
+            config: address and time limits.
+            log_dir: where each actor's output goes.
+            num_actors: how many will be started; a private cluster offers at least so many CPU slots.
+
+        Raises:
+            ClusterError: Ray cannot be started or reached.
+        """
+        self._config = config
+        self._log_dir = log_dir
+        self._actors: list[Actor] = []
+        self._building: list[Pending] = []
+        log_dir.mkdir(parents=True, exist_ok=True)
+        os.environ |= MANNERS | {"RAY_worker_niceness": "0"}
+        address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if address == "local":
+            options |= {"num_cpus": max(os.cpu_count() or 1, num_actors), "include_dashboard": False}
+        try:
+            with contextlib.redirect_stderr(sys.stdout if address == "local" else sys.stderr):
+                ray.init(address=address, **options)
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
+            raise ClusterError(
+                f"cannot {'start' if address == 'local' else 'reach'} Ray ({address}): {error}; "
+                "check cluster.address, RAY_ADDRESS, free ports on loopback, and space in the temporary folder"
+            ) from error
+
+    def spawn(
+        self,
+        name: str,
+        target: str,
+        *args: Any,
+        num_gpus: float = 0,
+        environment: dict[str, str] | None = None,
+    ) -> Actor:
+        """Put an object into an actor of its own; returns before it is built.
+
+        Args:
+            name: for logs and errors.
+            target: `module:Class`.
+            args: of the constructor.
+            num_gpus: that Ray reserves.
+            environment: of the actor's process, set before it imports anything.
+        """
+        log_path = self._log_dir / f"{name}.log"
+        host = ray.remote(_Host).options(
+            num_cpus=1,
+            num_gpus=num_gpus,
+            runtime_env={"env_vars": MANNERS | (environment or {})},
+        )
+        actor = Actor(name, log_path, host.remote(str(log_path)))
+        self._actors.append(actor)
+        self._building.append(Pending(actor, actor.handle.build.remote(target, args)))
+        return actor
+
+    def wait_until_ready(self, also: Sequence[Pending] = ()) -> None:
+        """Block until every actor is built, saying every half minute for which ones it waits.
+
+        Args:
+            also: further results that the actors' readiness includes.
+
+        Raises:
+            DigRlError: what an actor raised while it was built, as itself.
+            ClusterError: an actor died or the time limit passed; names it and its log.
+        """
+        started = time.monotonic()
+        pending = {item.ref: item for item in [*self._building, *also]}
+        self._building.clear()
+        while pending:
+            done, _ = ray.wait(list(pending), num_returns=1, timeout=_REPORT_WAIT_EVERY_S)
+            for ref in done:
+                self.gather([pending.pop(ref)])
+            names = ", ".join(sorted({item.actor.name for item in pending.values()}))
+            if pending and time.monotonic() - started > self._config.start_timeout_s:
+                raise ClusterError(
+                    f"{names} not ready after {self._config.start_timeout_s:.0f} s; cluster offers "
+                    f"{ray.cluster_resources()}; logs in {self._log_dir}; raise cluster.start_timeout_s if loading is slow"
+                )
+            if pending and not done:
+                _log.warning("waiting for %s; free resources: %s", names, ray.available_resources())
+
+    def gather(self, pending: Sequence[Pending]) -> list[Any]:
+        """Results in order.
+
+        Raises:
+            DigRlError: what the hosted object raised, as itself.
+            ClusterError: an actor died or raised anything else; names the actor and its log.
+        """
+        results = []
+        for item in pending:
+            try:
+                results.append(ray.get(item.ref))
+            except RayTaskError as error:
+                cause = error.cause
+                if isinstance(cause, DigRlError):
+                    raise cause from None
+                raise ClusterError(
+                    f"{item.actor.name} failed: {type(cause).__name__}: {cause}; log: {item.actor.log_path}"
+                ) from error
+            except (RayActorError, GetTimeoutError) as error:
+                raise ClusterError(
+                    f"{item.actor.name} died: {_why_it_died(error, item.actor)}; log: {item.actor.log_path}"
+                ) from error
+        return results
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for actor in self._actors:
+            # On a shared cluster, leaving does not end detached work at once; killing does.
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.kill(actor.handle)
+        ray.shutdown()
+
+
+def _why_it_died(error: Exception, actor: Actor) -> str:
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, DigRlError):
+        return str(cause)
+    tail = ""
+    if actor.log_path.is_file():
+        lines = actor.log_path.read_text(errors="replace").strip().splitlines()
+        tail = f"; its last words: {lines[-1][-300:]}" if lines else ""
+    return f"{str(error).strip().splitlines()[0]}{tail}"
+
+
+def _redirect_output(log_path: str) -> None:
+    """Send this process's output, native libraries' too, to a file."""
+    Path(log_path).parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)

@@ -1,0 +1,196 @@
+"""The actors of a training run as three handles: rollouts, learner, and the sync between them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dig_rl.actors.cluster import Actor, Cluster, Pending
+from dig_rl.actors.weight_sync import sync_weights
+from dig_rl.algo.batch import TrainingGroup, shard_groups
+from dig_rl.config import Config
+from dig_rl.parsing import CoordinateFrame
+from dig_rl.types import Example, RolloutGroup, SampledGroup
+
+
+@dataclass(frozen=True)
+class PolicyFacts:
+    """What the driver needs to know about the policy without opening it."""
+
+    engine: str
+    frame: CoordinateFrame
+    prompt: str
+
+
+class Rollouts:
+    """Rollout workers and the reward service behind one door."""
+
+    def __init__(self, cluster: Cluster, workers: Sequence[Actor], reward_services: Sequence[Actor]) -> None:
+        self._cluster = cluster
+        self._workers = workers
+        self._reward_services = reward_services
+
+    def collect(self, examples: Sequence[Example], *, step: int, stage: str) -> tuple[list[RolloutGroup], dict[str, float]]:
+        """Sample and score one group for each pair, in order.
+
+        Returns:
+            The groups, and seconds by phase (`timing/generate_s`, `timing/score_s`).
+        """
+        started = time.perf_counter()
+        sampled = self._deal(self._workers, "sample_groups", list(examples), step)
+        generated = time.perf_counter()
+        groups = self._deal(self._reward_services, "score_groups", sampled, step, stage)
+        scored = time.perf_counter()
+        return groups, {"timing/generate_s": generated - started, "timing/score_s": scored - generated}
+
+    def answer(self, examples: Sequence[Example]) -> list[SampledGroup]:
+        """Greedy answers, in order."""
+        return self._deal(self._workers, "answer_greedily", list(examples))
+
+    def _deal(self, actors: Sequence[Actor], method: str, items: list[Any], *args: Any) -> list[Any]:
+        shares = [items[index :: len(actors)] for index in range(len(actors))]
+        results = self._cluster.gather(
+            [actor.call(method, share, *args) for actor, share in zip(actors, shares, strict=True) if share]
+        )
+        merged: list[Any] = [None] * len(items)
+        for index, result in enumerate(results):
+            merged[index :: len(actors)] = result
+        return merged
+
+
+class LearnerRanks:
+    """All DeepSpeed ranks as one learner."""
+
+    def __init__(self, cluster: Cluster, ranks: Sequence[Actor]) -> None:
+        self._cluster = cluster
+        self._ranks = ranks
+
+    def step(self, groups: Sequence[TrainingGroup]) -> dict[str, float]:
+        """One optimiser step over all groups; statistics as in `dig_rl.metrics`."""
+        shards = shard_groups(groups, len(self._ranks))
+        num_completions = sum(len(group.completion_token_ids) for group in groups)
+        return self._cluster.gather(
+            [rank.call("step", shard, num_completions) for rank, shard in zip(self._ranks, shards, strict=True)]
+        )[0]
+
+    def save(self, folder: Path) -> None:
+        """Write every rank's state."""
+        self._everywhere("save", str(folder))
+
+    def load(self, folder: Path) -> None:
+        """Restore every rank's state."""
+        self._everywhere("load", str(folder))
+
+    def export(self, folder: Path) -> None:
+        """Write the policy as a Hugging Face folder."""
+        self._everywhere("export", str(folder))
+
+    def facts(self) -> tuple[str, dict[str, Any]]:
+        """Engine name, and architecture and size of the policy."""
+        first = self._ranks[0]
+        engine, card = self._cluster.gather([first.call("engine_name"), first.call("model_card")])
+        return engine, card
+
+    def _everywhere(self, method: str, *args: Any) -> None:
+        self._cluster.gather([rank.call(method, *args) for rank in self._ranks])
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Everything that a training loop talks to."""
+
+    cluster: Cluster
+    rollouts: Rollouts
+    learner: LearnerRanks
+    policy: PolicyFacts
+    workers: Sequence[Actor]
+    ranks: Sequence[Actor]
+
+    def sync_weights(self, policy_version: int) -> float:
+        """Bring the learner's weights to every rollout worker; returns seconds."""
+        started = time.perf_counter()
+        sync_weights(self.cluster, self.ranks, self.workers, policy_version)
+        return time.perf_counter() - started
+
+
+def num_actors(config: Config) -> int:
+    """How many actors a run starts."""
+    return config.rollout.num_workers + config.learner.num_ranks + config.reward.num_workers
+
+
+def launch_fleet(cluster: Cluster, config: Config, root: Path) -> Fleet:
+    """Start rollout workers, learner ranks and reward services, and wait until all have loaded.
+
+    Args:
+        cluster: where.
+        config: the run.
+        root: folder that reward plugins are found in.
+    """
+    workers = [_spawn_worker(cluster, config, index) for index in range(config.rollout.num_workers)]
+    ranks, joining = _spawn_ranks(cluster, config, root)
+    cluster.wait_until_ready(joining)
+    facts = PolicyFacts(*cluster.gather([workers[0].call("facts")])[0])
+    rewards = [
+        cluster.spawn(
+            f"reward_service-{index}",
+            "dig_rl.actors.reward_service:RewardService",
+            config,
+            str(root),
+            facts.frame,
+            facts.prompt,
+            environment={"OMP_NUM_THREADS": "1"},
+        )
+        for index in range(config.reward.num_workers)
+    ]
+    cluster.wait_until_ready()
+    return Fleet(
+        cluster, Rollouts(cluster, workers, rewards), LearnerRanks(cluster, ranks), facts, tuple(workers), tuple(ranks)
+    )
+
+
+def launch_rollouts(cluster: Cluster, config: Config) -> tuple[Rollouts, PolicyFacts]:
+    """Start rollout workers alone, to answer pairs without training."""
+    workers = [_spawn_worker(cluster, config, index) for index in range(config.rollout.num_workers)]
+    cluster.wait_until_ready()
+    return Rollouts(cluster, workers, []), PolicyFacts(*cluster.gather([workers[0].call("facts")])[0])
+
+
+def _spawn_worker(cluster: Cluster, config: Config, index: int) -> Actor:
+    return cluster.spawn(
+        f"rollout_worker-{index}",
+        "dig_rl.actors.rollout_worker:RolloutWorker",
+        config,
+        num_gpus=config.rollout.num_gpus,
+        environment={
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in the actor's own process
+            "OMP_NUM_THREADS": str(config.rollout.num_threads),
+        },
+    )
+
+
+def _spawn_ranks(cluster: Cluster, config: Config, root: Path) -> tuple[list[Actor], list[Pending]]:
+    environment = {
+        "OMP_NUM_THREADS": str(config.learner.num_threads),
+        "TORCH_EXTENSIONS_DIR": os.environ.get("TORCH_EXTENSIONS_DIR", str(root / ".cache" / "torch_extensions")),
+    }
+    if config.learner.num_gpus == 0:
+        environment["DS_ACCELERATOR"] = "cpu"
+    num_ranks = config.learner.num_ranks
+    ranks = [
+        cluster.spawn(
+            f"learner-{rank}",
+            "dig_rl.actors.learner:Learner",
+            config,
+            rank,
+            num_ranks,
+            num_gpus=config.learner.num_gpus,
+            environment=environment,
+        )
+        for rank in range(num_ranks)
+    ]
+    master = cluster.gather([ranks[0].call("rendezvous")])[0]
+    return ranks, [rank.call("join", master) for rank in ranks]

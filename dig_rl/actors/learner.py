@@ -1,0 +1,284 @@
+"""One DeepSpeed rank: takes its share of the groups, makes one GRPO update, hands out weights, saves and restores."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import numpy as np
+import ray
+import torch
+import torch.distributed as dist
+
+from dig_rl.algo.batch import TrainingGroup, pack_group, split_by_tokens
+from dig_rl.algo.loss import LossTerms, TokenLogprobs, grpo_loss
+from dig_rl.config import Config
+from dig_rl.errors import CheckpointError
+from dig_rl.extension_lock import remove_stale_locks
+from dig_rl.policy.load import load_frontend, load_model
+from dig_rl.policy.scorer import PolicyScorer
+
+WEIGHT_BUCKET_BYTES = 256 << 20
+"""Weights travel to the rollout workers in parts of about this size."""
+
+
+class Learner:
+    """A rank of the policy update."""
+
+    def __init__(self, config: Config, rank: int, world_size: int) -> None:
+        """Prepare a rank; `join` loads it.
+
+        Args:
+            config: the run.
+            rank: of this process.
+            world_size: number of ranks.
+        """
+        self._config = config
+        self._rank = rank
+        self._world_size = world_size
+        self._reference: PolicyScorer | None = None
+
+    def rendezvous(self) -> tuple[str, int]:
+        """Host and a free port of this machine, for the ranks to meet at."""
+        host = "127.0.0.1" if self._world_size == 1 else ray.util.get_node_ip_address()
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            return host, probe.getsockname()[1]
+
+    def join(self, master: tuple[str, int]) -> None:
+        """Meet the other ranks; load policy, reference and optimiser.
+
+        Args:
+            master: `rendezvous` of rank 0.
+        """
+        config, world_size = self._config, self._world_size
+        _join_process_group(self._rank, world_size, master)
+        self._frontend = load_frontend(config.policy, config.data.box_target)
+        model = load_model(config.policy)
+        if config.learner.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        scorer = PolicyScorer(model.train(), self._frontend, config)
+        self._engine, *_ = deepspeed.initialize(
+            model=scorer,
+            model_parameters=[parameter for parameter in scorer.parameters() if parameter.requires_grad],
+            config=_deepspeed_options(config, world_size),
+        )
+        if config.learner.kl_coef > 0:
+            reference = PolicyScorer(load_model(config.policy), self._frontend, config).requires_grad_(False)
+            self._reference = reference.to(self._engine.device)
+
+    def engine_name(self) -> str:
+        """Name and version of the engine."""
+        return f"deepspeed {deepspeed.__version__}"
+
+    def model_card(self) -> dict[str, Any]:
+        """Device, architecture and number of parameters."""
+        model = self._engine.module.model
+        count = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        return {"device": device, "parameters": count, "architecture": type(model).__name__}
+
+    def step(self, groups: Sequence[TrainingGroup], num_completions: int) -> dict[str, float]:
+        """One optimiser step on this rank's groups.
+
+        Args:
+            groups: this rank's share; may be empty if other ranks have some.
+            num_completions: of all ranks together, the divisor of the loss.
+
+        Returns:
+            Statistics over all ranks' completion tokens, keys as in `dig_rl.metrics`.
+        """
+        started = time.perf_counter()
+        parts = [part for group in groups for part in split_by_tokens(group, self._config.learner.micro_batch_tokens)]
+        sums: dict[str, float] = {}
+        for part, counts in self._pad_to_longest_rank(parts):
+            self._accumulate(part, num_completions if counts else None, sums)
+        self._engine.step()
+        stats = _reduce_statistics(sums)
+        stats["learner/grad_norm"] = float(self._engine.get_global_grad_norm() or float("nan"))
+        stats["learner/lr"] = float(self._engine.get_lr()[0])
+        stats["timing/learn_s"] = time.perf_counter() - started
+        return stats
+
+    @torch.no_grad()
+    def logprobs(self, group: TrainingGroup) -> list[list[float]]:
+        """Log-probabilities of each completion's tokens under the current weights."""
+        values = self._engine(pack_group(group)).logprobs_N.tolist()
+        rows = iter(values)
+        return [[next(rows) for _ in completion] for completion in group.completion_token_ids]
+
+    def weight_buckets(self) -> Iterator[dict[str, torch.Tensor]]:
+        """The policy's weights in Hugging Face names, gathered, in parts of about `WEIGHT_BUCKET_BYTES`.
+
+        Every rank must run through the whole iterator, since gathering is collective.
+        """
+        bucket: dict[str, torch.Tensor] = {}
+        size = 0
+        for name, weight in self._named_weights():
+            bucket[name] = weight
+            size += weight.numel() * weight.element_size()
+            if size >= WEIGHT_BUCKET_BYTES:
+                yield bucket
+                bucket, size = {}, 0
+        if bucket:
+            yield bucket
+
+    def export(self, folder: str) -> None:
+        """Write the policy as a Hugging Face folder (rank 0 writes, all ranks gather)."""
+        weights = dict(self._named_weights())
+        if self._rank == 0:
+            self._engine.module.model.save_pretrained(folder, state_dict=weights)
+            self._frontend.processor.save_pretrained(folder)
+
+    def save(self, folder: str) -> None:
+        """Write weights, optimiser and random state of this rank into `folder`."""
+        self._engine.save_checkpoint(folder, tag="learner", save_latest=False)
+        if self._rank == 0:
+            state = {"torch": torch.get_rng_state().tolist(), "world_size": dist.get_world_size()}
+            Path(folder, "learner.json").write_text(json.dumps(state))
+
+    def load(self, folder: str) -> None:
+        """Restore what `save` wrote.
+
+        Raises:
+            CheckpointError: the files do not fit this run.
+        """
+        state = json.loads(Path(folder, "learner.json").read_text())
+        if state["world_size"] != dist.get_world_size() and self._engine.zero_optimization():
+            raise CheckpointError(
+                f"checkpoint {folder} was written by {state['world_size']} ranks, this run has "
+                f"{dist.get_world_size()}; set learner.num_ranks = {state['world_size']}, or start a new RUN from its policy"
+            )
+        # The returned client state holds everything that was saved and is of no use here.
+        path, _ = self._engine.load_checkpoint(folder, tag="learner")
+        if path is None:
+            raise CheckpointError(f"DeepSpeed found no checkpoint in {folder}; delete that folder to fall back")
+        torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
+
+    def _accumulate(self, part: TrainingGroup, num_completions: int | None, sums: dict[str, float]) -> None:
+        packed = pack_group(part)
+        current: TokenLogprobs = self._engine(packed)
+        with torch.no_grad():
+            reference_N = self._reference(packed).logprobs_N if self._reference is not None else None
+        device = current.logprobs_N.device
+        terms = grpo_loss(
+            current.logprobs_N,
+            current.logprobs_N.detach(),
+            packed.logprobs_rollout_N.to(device),
+            reference_N,
+            packed.advantage_N.to(device),
+            self._config.learner,
+        )
+        # DeepSpeed averages over ranks; the loss is a mean over the completions of all of them.
+        share = dist.get_world_size() / num_completions if num_completions else 0.0
+        loss = (terms.loss_N * packed.token_weight_N.to(device)).sum() * share
+        self._engine.backward(loss, scale_wrt_gas=False)
+        if num_completions:
+            _add_statistics(sums, terms, current, float(loss.detach()) / dist.get_world_size())
+
+    def _pad_to_longest_rank(self, parts: list[TrainingGroup]) -> Iterator[tuple[TrainingGroup, bool]]:
+        """Give every rank the same number of forward passes, or a gathering of weights would wait for ever."""
+        longest = torch.tensor(len(parts))
+        dist.all_reduce(longest, op=dist.ReduceOp.MAX)
+        everything: list[Any] = [None] * dist.get_world_size()
+        if dist.get_world_size() > 1:
+            dist.all_gather_object(everything, parts[:1])
+            filler = next(first[0] for first in everything if first)
+        else:
+            filler = parts[0]
+        for index in range(int(longest)):
+            yield (parts[index], True) if index < len(parts) else (filler, False)
+
+    def _named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        model = self._engine.module.model
+        dtype = getattr(torch, self._config.policy.dtype)
+        tied = set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.tie_word_embeddings else set()
+        for name, parameter in model.named_parameters():
+            if name in tied:
+                continue
+            with deepspeed.zero.GatheredParameters([parameter]) if hasattr(parameter, "ds_id") else contextlib.nullcontext():
+                yield name, parameter.detach().to("cpu", dtype, copy=True)
+
+
+def _join_process_group(rank: int, world_size: int, master: tuple[str, int]) -> None:
+    # A Ray actor sees only its own device, hence LOCAL_RANK 0 everywhere.
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": master[0],
+        "MASTER_PORT": str(master[1]),
+    }
+    # A lock left by a killed build of DeepSpeed's communication op would be waited for without end.
+    remove_stale_locks(Path(os.environ["TORCH_EXTENSIONS_DIR"]))
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+def _deepspeed_options(config: Config, world_size: int) -> dict[str, Any]:
+    learner = config.learner
+    on_cpu = learner.num_gpus == 0
+    options: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "train_batch_size": world_size,
+        # Any number of forward and backward passes may precede a step; the loss carries its own divisor.
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": learner.max_grad_norm,
+        "optimizer": {
+            "type": "AdamW",
+            # On the CPU torch's own AdamW needs no compiled extension.
+            "params": {"lr": learner.lr, "weight_decay": learner.weight_decay, "torch_adam": on_cpu},
+        },
+        "steps_per_print": 1 << 30,
+    }
+    if config.policy.dtype == "bfloat16":
+        options["bf16"] = {"enabled": True}
+    return options | learner.deepspeed
+
+
+def _add_statistics(sums: dict[str, float], terms: LossTerms, current: TokenLogprobs, loss: float) -> None:
+    totals = {
+        "tokens": float(len(terms.loss_N)),
+        "learner/loss": loss,
+        "learner/kl": float(terms.kl_N.sum()),
+        "learner/entropy": float(current.entropy_N.sum()),
+        "learner/clip_low_frac": float(terms.clipped_low_N.sum()),
+        "learner/clip_high_frac": float(terms.clipped_high_N.sum()),
+        "rollout/mismatch_kl": float(terms.mismatch_kl_N.double().sum()),
+    }
+    for key, value in totals.items():
+        sums[key] = sums.get(key, 0.0) + value
+    sums["learner/ratio_max"] = max(sums.get("learner/ratio_max", 0.0), float(terms.ratio_N.max()))
+    sums["rollout/importance_max"] = max(sums.get("rollout/importance_max", 0.0), float(terms.importance_N.max()))
+
+
+def _reduce_statistics(sums: dict[str, float]) -> dict[str, float]:
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, sums)
+    present = [part for part in gathered if part]
+    tokens = sum(part["tokens"] for part in present)
+    stats = {}
+    for key in present[0]:
+        values = [part[key] for part in present]
+        if key.endswith("_max"):
+            stats[key] = max(values)
+        elif key == "learner/loss":
+            stats[key] = sum(values)
+        elif key != "tokens":
+            stats[key] = sum(values) / tokens
+    return stats
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch of this process."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

@@ -1,0 +1,170 @@
+"""One vLLM engine in process: samples groups, takes new weights in place, forgets everything the old weights computed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import vllm
+from vllm import SamplingParams
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+from dig_rl.config import Config
+from dig_rl.errors import PolicyError
+from dig_rl.parsing import CoordinateFrame
+from dig_rl.policy.load import BAN_BIAS, load_frontend, load_images
+from dig_rl.types import Completion, Example, FinishReason, SampledGroup
+
+MAX_GROUP_SIZE = 1024
+"""Seeds of two pairs lie at least this far apart, since vLLM seeds sample i of a pair with seed + i."""
+
+
+def group_seed(run_seed: int, step: int, pair_id: str) -> int:
+    """Seed of a pair's first sample; sample i uses this + i.
+
+    Returns:
+        A multiple of `MAX_GROUP_SIZE` below 2**63.
+    """
+    digest = hashlib.sha256(f"{run_seed}/{step}/{pair_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") % (2**63 // MAX_GROUP_SIZE) * MAX_GROUP_SIZE
+
+
+class RolloutWorker:
+    """Samples answers for image pairs with the newest weights it was given."""
+
+    def __init__(self, config: Config) -> None:
+        """Start the engine.
+
+        Raises:
+            PolicyError: the policy cannot be opened.
+        """
+        self._config = config
+        self._frontend = load_frontend(config.policy, config.data.box_target)
+        self._policy_version = 0
+        self._engine = vllm.LLM(**_engine_options(config, self._frontend.resize_area_px))
+
+    def facts(self) -> tuple[str, CoordinateFrame, str]:
+        """Engine with version, coordinate convention, and prompt."""
+        return f"vllm {vllm.__version__}", self._frontend.frame, self._frontend.prompt
+
+    def sample_groups(self, examples: Sequence[Example], step: int) -> list[SampledGroup]:
+        """Sample G completions of each pair at the training temperature."""
+        rollout = self._config.rollout
+        params = [
+            SamplingParams(
+                n=rollout.group_size,
+                temperature=rollout.temperature,
+                seed=group_seed(self._config.seed, step, example.pair_id),
+                **self._common_params(),
+            )
+            for example in examples
+        ]
+        return self._generate(examples, params)
+
+    def answer_greedily(self, examples: Sequence[Example]) -> list[SampledGroup]:
+        """One most-likely completion of each pair."""
+        params = [SamplingParams(n=1, temperature=0.0, **self._common_params()) for _ in examples]
+        return self._generate(examples, params)
+
+    def load_weights(self, buckets: Iterable[dict[str, torch.Tensor]], policy_version: int) -> None:
+        """Replace the weights in place and drop every cache that holds features of the old ones.
+
+        Args:
+            buckets: parts of the state dict in Hugging Face names.
+            policy_version: optimiser steps contained in the new weights.
+        """
+        named = (item for bucket in buckets for item in bucket.items())
+        self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": named})
+        self._engine.collective_rpc(_repack_tied_heads)
+        self.reset_caches()
+        self._policy_version = policy_version
+
+    def reset_caches(self) -> None:
+        """Forget prefix, multimodal and encoder caches, on the scheduler's and the worker's side."""
+        core = self._engine.llm_engine
+        if not core.reset_prefix_cache():
+            raise PolicyError("vLLM did not reset its prefix cache: requests are still running during a weight sync")
+        core.reset_mm_cache()
+        core.reset_encoder_cache()
+
+    def _common_params(self) -> dict[str, Any]:
+        return {
+            "max_tokens": self._config.rollout.max_completion_tokens,
+            "logprobs": 0,  # the sampled token's own log-probability, no others
+            "logit_bias": {token: BAN_BIAS for token in self._frontend.banned_token_ids},
+            "skip_special_tokens": True,
+        }
+
+    def _generate(self, examples: Sequence[Example], params: list[SamplingParams]) -> list[SampledGroup]:
+        prompts = [
+            {"prompt": self._frontend.prompt, "multi_modal_data": {"image": list(load_images(example))}}
+            for example in examples
+        ]
+        outputs = self._engine.generate(prompts, params, use_tqdm=False)
+        return [
+            SampledGroup(
+                example=example,
+                prompt_token_ids=tuple(output.prompt_token_ids),
+                completions=tuple(_completion(sample, (param.seed or 0) + sample.index) for sample in output.outputs),
+                policy_version=self._policy_version,
+                model_image_size_px=self._frontend.model_image_size_px(example.image_size_px),
+                num_cached_tokens=output.num_cached_tokens or 0,
+            )
+            for example, param, output in zip(examples, params, outputs, strict=True)
+        ]
+
+
+def _repack_tied_heads(worker: Any) -> None:
+    """Let output heads that share the embedding's weight take it over.
+
+    On the CPU vLLM multiplies with a packed copy of the head's weight. A reload renews the copy of every layer that is
+    in the checkpoint; a tied head is not.
+    """
+    for module in worker.get_model().modules():
+        if isinstance(module, ParallelLMHead):
+            module.quant_method.process_weights_after_loading(module)
+
+
+def _completion(sample: Any, seed: int) -> Completion:
+    token_ids = tuple(sample.token_ids)
+    reasons: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
+    return Completion(
+        token_ids=token_ids,
+        logprobs_rollout=tuple(
+            entry[token].logprob for token, entry in zip(token_ids, sample.logprobs, strict=True)
+        ),
+        text=sample.text,
+        finish_reason=reasons.get(sample.finish_reason, "abort"),
+        seed=seed,
+    )
+
+
+def _engine_options(config: Config, resize_area_px: dict[str, int]) -> dict[str, Any]:
+    rollout = config.rollout
+    options: dict[str, Any] = {
+        "model": config.policy.path,
+        "dtype": config.policy.dtype,
+        "seed": config.seed,
+        "max_model_len": rollout.max_model_len,
+        "limit_mm_per_prompt": {"image": 2, "video": 0},
+        "mm_processor_kwargs": {"size": resize_area_px},
+        "enable_prefix_caching": True,
+        "logprobs_mode": "processed_logprobs",
+        "generation_config": "vllm",  # sampling comes from our config alone, not from the policy folder
+        "trust_remote_code": False,
+    }
+    if rollout.num_gpus == 0:
+        options |= {
+            # Seeded sampling fails on partly prefilled requests on the CPU, so every prompt is prefilled whole.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(rollout.max_model_len, 8192),
+            "block_size": 32,  # the default of 128 exceeds short prompts, which then never hit the prefix cache
+            "enforce_eager": True,
+            "kv_cache_memory_bytes": rollout.kv_cache_gib << 30,
+        }
+    return options | rollout.vllm
+
+

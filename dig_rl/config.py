@@ -1,0 +1,290 @@
+"""All settings of a run: typed, frozen, defaults in this file alone.
+
+Layers, later wins: the defaults below, TOML files from left to right, `SET` overrides. Tables merge, lists replace.
+vLLM and DeepSpeed options pass through `rollout.vllm` and `learner.deepspeed` unchanged.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dig_rl.errors import ConfigError
+
+S = TypeVar("S", bound=BaseModel)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+class PolicyConfig(_Section):
+    """The vision-language model that is trained."""
+
+    path: str = "runs/policies/small"
+    """Local Hugging Face folder, or a hub name (then set `hub = true`)."""
+    hub: bool = False
+    """Allow downloading `path` from the model hub; otherwise nothing leaves the machine."""
+    thinking: bool = False
+    """The policy writes `<think>...</think>` before its answer."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type of sampler and learner; float32 on CPUs."""
+    min_pixels: int | None = Field(None, ge=1)
+    """Smallest image area after the resize rule; None keeps the policy folder's own value."""
+    max_pixels: int | None = Field(None, ge=1)
+    """Largest image area after the resize rule; None keeps the policy folder's own value."""
+
+
+class DataConfig(_Section):
+    """The image pairs."""
+
+    path: str = "data/demo"
+    """Data folder with `metadata.jsonl` and `images/`."""
+    train_split: str = "train"
+    heldout_split: str = "test"
+    """Split that is answered greedily before and after training."""
+    allow_no_change: bool = False
+    """Accept pairs without any difference (off in the paper)."""
+    box_target: Literal["union", "a", "b"] = "union"
+    """Which image a box refers to; said in the prompt."""
+
+
+class RewardTermConfig(_Section):
+    """One weighted plugin."""
+
+    use: str
+    """`path/to/file.py:function`."""
+    weight: float = Field(gt=0, le=1)
+    kwargs: dict[str, Any] = {}
+    """Keyword arguments of the plugin, checked against its signature before any model loads."""
+
+
+class RewardConfig(_Section):
+    """Parsing, matching and the weighted sum of terms (paper: format 0.1, F1 0.45, IoU 0.45)."""
+
+    terms: dict[str, RewardTermConfig] = {
+        "format": RewardTermConfig(use="rewards/answer_format.py:answer_format", weight=0.1),
+        "f1": RewardTermConfig(use="rewards/box_f1.py:box_f1", weight=0.45),
+        "iou": RewardTermConfig(use="rewards/box_iou.py:box_iou", weight=0.45),
+    }
+    """Terms by name; weights sum to 1."""
+    cost_l1: float = Field(5.0, ge=0)
+    """Weight of the L1 distance in the assignment cost."""
+    cost_giou: float = Field(2.0, ge=0)
+    """Weight of 1 - GIoU in the assignment cost."""
+    max_boxes: int = Field(32, ge=1)
+    """Longer answers are `too_many`."""
+    num_workers: int = Field(1, ge=1)
+    """Reward service actors."""
+
+    @model_validator(mode="after")
+    def _weights_sum_to_one(self) -> RewardConfig:
+        total = sum(term.weight for term in self.terms.values())
+        if abs(total - 1.0) > 1e-6:
+            raise ValueError(f"weights of reward.terms must sum to 1, found {total:g}")
+        return self
+
+
+class RolloutConfig(_Section):
+    """Sampling with vLLM."""
+
+    group_size: int = Field(8, ge=2, le=1024)
+    """G, completions a pair."""
+    prompts_per_step: int = Field(64, ge=1)
+    """P, pairs a step."""
+    num_workers: int = Field(1, ge=1)
+    """Rollout actors, each with its own vLLM engine."""
+    temperature: float = Field(1.0, gt=0)
+    max_completion_tokens: int = Field(4096, ge=1)
+    max_model_len: int = Field(8192, ge=16)
+    """Prompt with image tokens plus completion, in tokens."""
+    num_threads: int = Field(2, ge=1)
+    """OpenMP threads of one worker on a CPU."""
+    kv_cache_gib: int = Field(1, ge=1)
+    """Key-value cache of one worker on a CPU, GiB."""
+    num_gpus: float = Field(0, ge=0)
+    """GPUs that Ray reserves for one worker."""
+    vllm: dict[str, Any] = {}
+    """Options of `vllm.LLM`, passed through."""
+
+
+class LearnerConfig(_Section):
+    """The GRPO update with DeepSpeed."""
+
+    lr: float = Field(1e-6, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    clip_low: float = Field(0.2, ge=0, lt=1)
+    """The ratio is clipped below at 1 - clip_low."""
+    clip_high: float = Field(0.2, ge=0)
+    """The ratio is clipped above at 1 + clip_high."""
+    kl_coef: float = Field(0.01, ge=0)
+    """beta of the k3 KL term; 0 loads no reference policy."""
+    importance_cap: float = Field(2.0, gt=0)
+    """Upper bound of the token-wise importance weight learner / rollout."""
+    advantage_eps: float = Field(1e-4, gt=0)
+    """Added to the group's standard deviation."""
+    min_reward_spread: float = Field(1e-6, ge=0)
+    """Groups whose rewards spread less are dropped."""
+    micro_batch_tokens: int = Field(8192, ge=1)
+    """Padded tokens (prompt and completion) of one forward pass."""
+    logprob_chunk_tokens: int = Field(1024, ge=1)
+    """Completion tokens whose logits exist at one time."""
+    gradient_checkpointing: bool = False
+    num_ranks: int = Field(1, ge=1)
+    """DeepSpeed ranks, one actor each."""
+    num_threads: int = Field(2, ge=1)
+    """OpenMP threads of one rank on a CPU."""
+    num_gpus: float = Field(0, ge=0)
+    """GPUs that Ray reserves for one rank."""
+    deepspeed: dict[str, Any] = {"zero_optimization": {"stage": 0}}
+    """DeepSpeed's own table, passed through; dig-rl fills in batch sizes, optimiser and clipping."""
+
+
+class CheckpointConfig(_Section):
+    """Saving and resuming."""
+
+    every_steps: int = Field(10, ge=1)
+    every_minutes: float = Field(10.0, gt=0)
+    """A checkpoint is also due after this long."""
+    keep_last: int = Field(2, ge=1)
+
+
+class EvaluationConfig(_Section):
+    """Greedy answers on the held-out split, before and after."""
+
+    max_pairs: int | None = Field(None, ge=1)
+    """First pairs of the split; None takes all."""
+    match_iou: float = Field(0.5, gt=0, le=1)
+    """IoU from which a box counts as found."""
+
+
+class ClusterConfig(_Section):
+    """Ray."""
+
+    address: str | None = None
+    """Address of a running cluster; None starts a private one on this machine (inside a Ray job: the job's)."""
+    start_timeout_s: float = Field(600.0, gt=0)
+    """How long actors may take to be placed and to load."""
+
+
+class Config(_Section):
+    """A whole run."""
+
+    seed: int = Field(0, ge=0)
+    curriculum: str = "curricula/staged.toml"
+    """Stage file."""
+    policy: PolicyConfig = PolicyConfig()
+    data: DataConfig = DataConfig()
+    reward: RewardConfig = RewardConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    learner: LearnerConfig = LearnerConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> Config:
+        if self.rollout.max_completion_tokens >= self.rollout.max_model_len:
+            raise ValueError(
+                f"rollout.max_completion_tokens ({self.rollout.max_completion_tokens}) must be below "
+                f"rollout.max_model_len ({self.rollout.max_model_len}): the prompt needs room"
+            )
+        return self
+
+
+def load_config(paths: list[str | Path], overrides: list[str] | None = None) -> Config:
+    """Read the layered config.
+
+    Args:
+        paths: TOML files, later ones win.
+        overrides: `section.key=value` strings, values in TOML syntax (bare words are strings).
+
+    Raises:
+        ConfigError: a file is missing or not TOML, a key is unknown, or a value does not fit its field.
+    """
+    merged: dict[str, Any] = {}
+    for path in paths:
+        merged = _merge(merged, read_toml(path))
+    for override in overrides or []:
+        merged = _merge(merged, _parse_override(override))
+    return build(Config, merged, where=", ".join(map(str, paths)) or "the defaults")
+
+
+def build(model: type[S], values: dict[str, Any], where: str) -> S:
+    """Validate `values` as `model`, turning pydantic's report into one ConfigError that names the nearest known key."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = [_describe(problem, model) for problem in error.errors()]
+        raise ConfigError(f"config from {where} is not valid:\n  " + "\n  ".join(lines)) from None
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Parse one TOML file, naming it in every error."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no config file at {path}; name an existing TOML file with CONFIG=") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def differing_keys(saved: dict[str, Any], current: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ, as `key: saved -> current`."""
+    lines = []
+    for key in sorted(saved.keys() | current.keys()):
+        old, new = saved.get(key), current.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += differing_keys(old, new, f"{prefix}{key}.")
+        elif old != new:
+            lines.append(f"{prefix}{key}: {json.dumps(old)} -> {json.dumps(new)}")
+    return lines
+
+
+def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        both_tables = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both_tables else value
+    return merged
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    key, equals, raw = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f'SET takes "section.key=value", found "{text}"')
+    try:
+        value = tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = raw
+    for part in reversed(key.strip().split(".")):
+        value = {part: value}
+    return value
+
+
+def _describe(problem: Any, model: type[BaseModel]) -> str:
+    path = [str(part) for part in problem["loc"]]
+    name = ".".join(path) or "config"
+    if problem["type"] != "extra_forbidden":
+        found = "" if isinstance(problem.get("input"), dict) else f", found {problem.get('input')!r}"
+        return f"{name}: {problem['msg'].removeprefix('Value error, ')}{found}"
+    known = _known_keys(model)
+    siblings = [key for key in known if key.rpartition(".")[0] == ".".join(path[:-1])]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    near_sibling = difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)
+    return f"{name}: no such key; did you mean {(near_sibling or near or ['?'])[0]}?"
+
+
+def _known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += _known_keys(field.annotation, f"{prefix}{name}.")
+    return keys

@@ -1,0 +1,170 @@
+"""Open a policy folder the same way for sampler and learner: one prompt, one resize rule, one list of banned tokens.
+
+The loading path is Hugging Face's own (`from_pretrained` on a local folder or a hub name); nothing here knows whether
+the weights are a few million random parameters or a downloaded Qwen3-VL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+from dig_rl.config import Config, PolicyConfig
+from dig_rl.errors import ConfigError, DataError, PolicyError
+from dig_rl.parsing import CoordinateFrame, frame_of
+from dig_rl.prompts import chat_messages
+from dig_rl.types import Example
+
+VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+"""A completion never contains these: the learner would look for images that are not there."""
+
+BAN_BIAS = -100.0
+"""Added to the logits of banned tokens by sampler and learner alike; vLLM clamps a bias to this size."""
+
+
+@dataclass(frozen=True)
+class PolicyFrontend:
+    """Everything of a policy but its weights: how a pair becomes tokens and pixels."""
+
+    processor: ProcessorMixin
+    frame: CoordinateFrame
+    """Coordinate convention of the model family."""
+    prompt: str
+    """Chat-formatted prompt with one marker for each image."""
+    resize_area_px: dict[str, int]
+    """`shortest_edge` and `longest_edge`: smallest and largest area of a resized image (transformers' names)."""
+    banned_token_ids: tuple[int, ...]
+    end_token_id: int
+    pad_token_id: int
+
+    @property
+    def image_factor_px(self) -> int:
+        """Side of the square that one image token covers."""
+        image_processor = self.processor.image_processor
+        return int(image_processor.patch_size * image_processor.merge_size)
+
+    def model_image_size_px(self, image_size_px: tuple[int, int]) -> tuple[int, int]:
+        """(width, height) of an image after the resize rule."""
+        width, height = image_size_px
+        low, high = self.resize_area_px["shortest_edge"], self.resize_area_px["longest_edge"]
+        resized_height, resized_width = smart_resize(height, width, self.image_factor_px, low, high)
+        return int(resized_width), int(resized_height)
+
+    def num_prompt_tokens(self, image_size_px: tuple[int, int]) -> int:
+        """Prompt length of a pair of this image size, image tokens included."""
+        width, height = self.model_image_size_px(image_size_px)
+        per_image = (width // self.image_factor_px) * (height // self.image_factor_px)
+        num_text = len(self.processor.tokenizer(self.prompt, add_special_tokens=False).input_ids)
+        return num_text - 2 + 2 * per_image
+
+    def encode(self, example: Example) -> dict[str, torch.Tensor]:
+        """Prompt ids and pixels of one pair.
+
+        Returns:
+            `input_ids` and `mm_token_type_ids` `[1, P]`, `pixel_values` `[patches, values]`, `image_grid_thw` `[2, 3]`.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        encoded = self.processor(text=[self.prompt], images=list(load_images(example)), return_tensors="pt")
+        return dict(encoded)
+
+
+def load_frontend(policy: PolicyConfig, box_target: str) -> PolicyFrontend:
+    """Open processor and prompt of a policy.
+
+    Raises:
+        PolicyError: the folder is missing, not a policy, or of a family whose coordinates are not declared.
+    """
+    model_config = _load(AutoConfig, policy)
+    frame = frame_of(model_config.model_type)
+    processor = _load(AutoProcessor, policy)
+    tokenizer = getattr(processor, "tokenizer", None)
+    if tokenizer is None or getattr(processor, "image_processor", None) is None:
+        raise PolicyError(
+            f"policy {policy.path} has no image processor and tokenizer; expected a Qwen-VL folder with "
+            f"processor and tokenizer files beside config.json"
+        )
+    size = processor.image_processor.size
+    area = {"shortest_edge": int(size["shortest_edge"]), "longest_edge": int(size["longest_edge"])}
+    if policy.min_pixels is not None:
+        area["shortest_edge"] = policy.min_pixels
+    if policy.max_pixels is not None:
+        area["longest_edge"] = policy.max_pixels
+    processor.image_processor.size = area
+    prompt = processor.apply_chat_template(chat_messages(box_target, frame), add_generation_prompt=True, tokenize=False)
+    vocabulary_size = model_config.get_text_config().vocab_size
+    banned = {tokenizer.convert_tokens_to_ids(token) for token in VISION_TOKENS if token in tokenizer.get_vocab()}
+    banned |= set(range(len(tokenizer), vocabulary_size))
+    return PolicyFrontend(
+        processor=processor,
+        frame=frame,
+        prompt=prompt,
+        resize_area_px=area,
+        banned_token_ids=tuple(sorted(banned)),
+        end_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+    )
+
+
+def load_model(policy: PolicyConfig) -> PreTrainedModel:
+    """Open the weights of a policy in its compute type.
+
+    Raises:
+        PolicyError: the folder is missing or is not a vision-language policy.
+    """
+    return _load(
+        AutoModelForImageTextToText, policy, dtype=getattr(torch, policy.dtype), attn_implementation="sdpa"
+    ).eval()
+
+
+def load_images(example: Example) -> tuple[Image.Image, Image.Image]:
+    """Both images of a pair in order, RGB."""
+    images = []
+    for path in (example.image_a_path, example.image_b_path):
+        try:
+            with Image.open(path) as image:
+                images.append(image.convert("RGB"))
+        except OSError as error:
+            raise DataError(f"pair {example.pair_id}: cannot read image {path}: {error}") from None
+    return images[0], images[1]
+
+
+def check_token_budget(frontend: PolicyFrontend, examples: Sequence[Example], config: Config) -> None:
+    """Make sure that every pair's prompt and the longest answer fit the context.
+
+    Raises:
+        ConfigError: a pair is too long; names it and both numbers.
+    """
+    room = config.rollout.max_model_len - config.rollout.max_completion_tokens
+    lengths = {size: frontend.num_prompt_tokens(size) for size in {example.image_size_px for example in examples}}
+    for example in examples:
+        if lengths[example.image_size_px] > room:
+            raise ConfigError(
+                f"pair {example.pair_id}: its prompt takes {lengths[example.image_size_px]} tokens (two images of "
+                f"{example.image_size_px[0]}x{example.image_size_px[1]} px), but rollout.max_model_len - "
+                f"rollout.max_completion_tokens leaves {room}; raise max_model_len or lower policy.max_pixels"
+            )
+
+
+def _load(loader: Any, policy: PolicyConfig, **options: Any) -> Any:
+    if not policy.hub and not (Path(policy.path) / "config.json").is_file():
+        raise PolicyError(
+            f"no policy at {policy.path}: expected a Hugging Face folder with config.json; `make policy` builds a small "
+            f"one there, policy.path names another, and policy.hub = true allows a hub name"
+        )
+    try:
+        return loader.from_pretrained(
+            policy.path, local_files_only=not policy.hub, trust_remote_code=False, **options
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise PolicyError(f"cannot open policy {policy.path}: {error}") from error
+
+

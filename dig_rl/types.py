@@ -1,0 +1,125 @@
+"""The nouns: frozen records that travel between the parts of a run.
+
+Only the standard library and numpy may be imported here, so every process can open these. Boxes carry their frame in
+the name: `_px` pixels of the stored image, `_unit` fractions of each side in [0, 1], `_norm1000` the model's 0-1000
+coordinates; all are `[N, 4]` xyxy, half-open, origin top-left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+ParseStatus = Literal["ok", "empty", "malformed", "unfinished_thinking", "too_long", "too_many"]
+"""Outcome of reading one answer; `ok` is a non-empty list of valid boxes, `empty` a valid list without boxes."""
+
+FinishReason = Literal["stop", "length", "abort"]
+"""Why the sampler stopped: end-of-text token, token budget, or the engine gave up."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image pair with its labels, as read from a data folder."""
+
+    pair_id: str
+    image_a_path: str
+    """Absolute path of the reference image."""
+    image_b_path: str
+    """Absolute path of the changed image; same size as the reference."""
+    image_size_px: tuple[int, int]
+    """(width, height) of both images."""
+    target_boxes_px: tuple[tuple[float, float, float, float], ...]
+    """M true boxes, `box` of each difference (see `box_target` in docs/data.md)."""
+    kinds: tuple[str, ...]
+    """M kinds of change, aligned with `target_boxes_px`."""
+    split: str
+    """`train`, `validation` or `test`."""
+
+    @property
+    def num_differences(self) -> int:
+        """M, the number of true changes; never shown to the policy."""
+        return len(self.target_boxes_px)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What the sampler wrote for one prompt."""
+
+    token_ids: tuple[int, ...]
+    """T sampled ids, the end-of-text token included when it was sampled."""
+    logprobs_rollout: tuple[float, ...]
+    """T natural-log probabilities of those ids under the distribution that was sampled from."""
+    text: str
+    finish_reason: FinishReason
+    seed: int
+    """Seed of this completion's random generator."""
+
+
+@dataclass(frozen=True)
+class SampledGroup:
+    """G completions of one pair by one version of the policy, before scoring."""
+
+    example: Example
+    prompt_token_ids: tuple[int, ...]
+    """Prompt ids with every image token expanded, as the engine used them."""
+    completions: tuple[Completion, ...]
+    policy_version: int
+    """Number of optimiser steps contained in the weights that sampled."""
+    model_image_size_px: tuple[int, int]
+    """(width, height) of both images after the policy's resize rule."""
+    num_cached_tokens: int
+    """Prompt tokens that the completion which finished last took from the prefix cache."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Reward of one completion with its parts."""
+
+    total: float
+    """Weighted sum of the terms, in [0, 1]."""
+    terms: dict[str, float]
+    """Raw value of each term by its name in the config, in [0, 1]."""
+    status: ParseStatus
+    num_predicted: int
+    """N boxes read from the answer; 0 unless the status is `ok`."""
+
+
+@dataclass(frozen=True)
+class RolloutGroup:
+    """A sampled group with its scores: the unit that GRPO compares within."""
+
+    sampled: SampledGroup
+    scores: tuple[Score, ...]
+    stage: str
+
+    @property
+    def rewards(self) -> np.ndarray:
+        """`[G]` float64 total rewards."""
+        return np.array([score.total for score in self.scores], dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class RewardInput:
+    """Everything a reward plugin may look at; a plugin sees nothing else and keeps no state."""
+
+    pair_id: str
+    prompt: str
+    completion: str
+    status: ParseStatus
+    predicted_boxes_unit: np.ndarray | None
+    """`[N, 4]` in the order written; None unless the status is `ok` or `empty`."""
+    target_boxes_unit: np.ndarray
+    """`[M, 4]` true boxes."""
+    assignment: tuple[tuple[int, int, float], ...]
+    """(predicted index, target index, IoU) of each assigned pair, min(N, M) of them."""
+    image_size_px: tuple[int, int]
+    """(width, height) of the stored images."""
+    model_image_size_px: tuple[int, int]
+    """(width, height) after the policy's resize rule, the frame of absolute-pixel policies."""
+    finish_reason: FinishReason
+    num_tokens: int
+    metadata: dict[str, Any] = field(default_factory=dict)
+    step: int = 0
+    stage: str = ""
