@@ -1,0 +1,184 @@
+"""Held-out pairs with true and predicted boxes, before and after training, ready to be drawn in HTML."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from dig_rl import boxes
+
+MAX_PAIRS = 8
+_MAX_SIDE_PX = 480
+"""Larger images are shrunk before they are embedded."""
+_MAX_TEXT = 400
+
+Verdict = Literal["found", "missed", "matched", "spurious"]
+"""A true box is found or missed, a predicted one matched or spurious."""
+
+
+class MatchRule(NamedTuple):
+    """When a predicted box counts as right."""
+
+    match_iou: float
+    """Least IoU with the true box it is assigned to."""
+    cost_l1: float
+    """Weight of the L1 distance in the assignment."""
+    cost_giou: float
+    """Weight of 1 - GIoU in the assignment."""
+
+
+@dataclass(frozen=True)
+class DrawnBox:
+    """One rectangle on both pictures of a pair."""
+
+    box_px: tuple[float, float, float, float]
+    """xyxy in pixels of the stored image."""
+    verdict: Verdict
+
+    @property
+    def rect(self) -> str:
+        """Attributes of an SVG `rect`."""
+        x_min, y_min, x_max, y_max = self.box_px
+        return f'x="{x_min:g}" y="{y_min:g}" width="{x_max - x_min:g}" height="{y_max - y_min:g}"'
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the policy said about a pair at one moment."""
+
+    moment: str
+    text: str
+    status: str
+    f1: float | None
+    boxes: tuple[DrawnBox, ...]
+
+
+@dataclass(frozen=True)
+class PictureOfPair:
+    """One pair with its answers."""
+
+    pair_id: str
+    size_px: tuple[int, int] | None
+    """(width, height) of the stored images; None if they could not be read."""
+    image_a: str
+    """Data URI."""
+    image_b: str
+    problem: str | None
+    """Why there are no images."""
+    answers: tuple[Answer, ...]
+
+
+class _Prediction(NamedTuple):
+    """One line of a predictions file, checked."""
+
+    pair_id: str
+    image_a: str
+    image_b: str
+    text: str
+    status: str
+    f1: float | None
+    predicted_boxes_px: np.ndarray
+    target_boxes_px: np.ndarray
+
+
+def pictures_of_pairs(heldout: Path, rule: MatchRule) -> tuple[list[PictureOfPair], list[str]]:
+    """Read up to `MAX_PAIRS` pairs, evenly spread over the file: never chosen by how well they were answered.
+
+    Args:
+        heldout: folder with `predictions_before.jsonl` and `predictions_after.jsonl`, either may be missing.
+        rule: the one that the figures of the pairs were computed with.
+
+    Returns:
+        The pairs, and one sentence for each file that is missing or damaged.
+    """
+    problems: list[str] = []
+    by_moment: dict[str, dict[str, _Prediction]] = {}
+    for moment in ("before", "after"):
+        by_moment[moment], problem = _read_predictions(heldout / f"predictions_{moment}.jsonl")
+        problems += [problem] if problem else []
+    pair_ids = list(by_moment["after"] or by_moment["before"])
+    spread = np.unique(np.linspace(0, len(pair_ids) - 1, min(MAX_PAIRS, len(pair_ids))).round().astype(int))
+    pictures = []
+    for pair_id in [pair_ids[index] for index in spread]:
+        records = {moment: found[pair_id] for moment, found in by_moment.items() if pair_id in found}
+        pictures.append(_picture(pair_id, records, rule))
+    return pictures, problems
+
+
+def judge_boxes(
+    predicted_px: Sequence[Sequence[float]] | np.ndarray,
+    target_px: Sequence[Sequence[float]] | np.ndarray,
+    size_px: tuple[int, int],
+    rule: MatchRule,
+) -> tuple[DrawnBox, ...]:
+    """Say of each true box whether it was found and of each predicted one whether it is right, true boxes first."""
+    scale = np.array([*size_px, *size_px], dtype=float)
+    predicted = _as_boxes(predicted_px)
+    target = _as_boxes(target_px)
+    pairs = boxes.assign(predicted / scale, target / scale, rule.cost_l1, rule.cost_giou)
+    right = [(i, j) for i, j, iou in pairs if iou >= rule.match_iou - 1e-9]
+    matched, found = {i for i, _ in right}, {j for _, j in right}
+    true_boxes = [DrawnBox(tuple(box), "found" if j in found else "missed") for j, box in enumerate(target.tolist())]
+    answered = [
+        DrawnBox(tuple(box), "matched" if i in matched else "spurious") for i, box in enumerate(predicted.tolist())
+    ]
+    return (*true_boxes, *answered)
+
+
+def _read_predictions(path: Path) -> tuple[dict[str, _Prediction], str | None]:
+    try:
+        predictions = [_checked(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError:
+        return {}, f"{path.name} is not there: no held-out pictures from that moment."
+    except (ValueError, KeyError, TypeError) as error:
+        return {}, f"{path.name} is damaged ({error!r}): no held-out pictures from that moment."
+    return {prediction.pair_id: prediction for prediction in predictions}, None
+
+
+def _checked(record: dict[str, Any]) -> _Prediction:
+    return _Prediction(
+        **{key: str(record[key]) for key in ("pair_id", "image_a", "image_b", "text", "status")},
+        f1=None if record["f1"] is None else float(record["f1"]),
+        predicted_boxes_px=_as_boxes(record["predicted_boxes_px"]),
+        target_boxes_px=_as_boxes(record["target_boxes_px"]),
+    )
+
+
+def _as_boxes(boxes_px: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
+    return np.asarray(boxes_px, dtype=float).reshape(-1, 4)
+
+
+def _picture(pair_id: str, predictions: dict[str, _Prediction], rule: MatchRule) -> PictureOfPair:
+    any_prediction = next(iter(predictions.values()))
+    try:
+        size_px, image_a = _embed(Path(any_prediction.image_a))
+        _, image_b = _embed(Path(any_prediction.image_b))
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        return PictureOfPair(pair_id, None, "", "", f"the images cannot be shown: {error}", ())
+    answers = []
+    for moment, answer in predictions.items():
+        drawn = judge_boxes(answer.predicted_boxes_px, answer.target_boxes_px, size_px, rule)
+        answers.append(Answer(moment, answer.text[:_MAX_TEXT], answer.status, answer.f1, drawn))
+    return PictureOfPair(pair_id, size_px, image_a, image_b, None, tuple(answers))
+
+
+def _embed(path: Path) -> tuple[tuple[int, int], str]:
+    """(width, height) of the stored image, and the image as a data URI: PNG if small, else a shrunk JPEG."""
+    with Image.open(path) as opened:
+        image = opened.convert("RGB")
+    size_px = image.size
+    small = max(size_px) <= _MAX_SIDE_PX // 2
+    if not small:
+        image.thumbnail((_MAX_SIDE_PX, _MAX_SIDE_PX))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG" if small else "JPEG", quality=85)
+    kind = "png" if small else "jpeg"
+    return size_px, f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
