@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dig_rl.errors import ConfigError
+from dig_rl.types import BoxTarget
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -26,7 +27,7 @@ class _Section(BaseModel):
 class PolicyConfig(_Section):
     """The vision-language model that is trained."""
 
-    path: str = "runs/policies/small"
+    path: str = "policies/small"
     """Local Hugging Face folder, or a hub name (then set `hub = true`)."""
     hub: bool = False
     """Allow downloading `path` from the model hub; otherwise nothing leaves the machine."""
@@ -50,7 +51,7 @@ class DataConfig(_Section):
     """Split that is answered greedily before and after training."""
     allow_no_change: bool = False
     """Accept pairs without any difference (off in the paper)."""
-    box_target: Literal["union", "a", "b"] = "union"
+    box_target: BoxTarget = "union"
     """Which image a box refers to; said in the prompt."""
 
 
@@ -142,7 +143,7 @@ class LearnerConfig(_Section):
     """OpenMP threads of one rank on a CPU."""
     num_gpus: float = Field(0, ge=0)
     """GPUs that Ray reserves for one rank."""
-    deepspeed: dict[str, Any] = {"zero_optimization": {"stage": 0}}
+    deepspeed: dict[str, Any] = {"zero_optimization": {"stage": 1}}
     """DeepSpeed's own table, passed through; dig-rl fills in batch sizes, optimiser and clipping."""
 
 
@@ -162,6 +163,20 @@ class EvaluationConfig(_Section):
     """First pairs of the split; None takes all."""
     match_iou: float = Field(0.5, gt=0, le=1)
     """IoU from which a box counts as found."""
+
+
+class WarmupConfig(_Section):
+    """Supervised start (`make warmup`): from `start` to `policy.path`."""
+
+    start: str = "policies/small"
+    """Policy folder that the warm-up begins with; `policies/small` is built when missing."""
+    steps: int = Field(200, ge=1)
+    batch_size: int = Field(16, ge=1)
+    """Pairs a step."""
+    lr: float = Field(1e-3, gt=0)
+    """Peak of a linear-decay schedule."""
+    coordinate_levels: int = Field(1000, ge=1, le=1000)
+    """Answers are rounded to multiples of 1000 / levels; small policies have one token a level."""
 
 
 class ClusterConfig(_Section):
@@ -186,6 +201,7 @@ class Config(_Section):
     learner: LearnerConfig = LearnerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    warmup: WarmupConfig = WarmupConfig()
     cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="after")

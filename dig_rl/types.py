@@ -15,6 +15,9 @@ import numpy as np
 ParseStatus = Literal["ok", "empty", "malformed", "unfinished_thinking", "too_long", "too_many"]
 """Outcome of reading one answer; `ok` is a non-empty list of valid boxes, `empty` a valid list without boxes."""
 
+BoxTarget = Literal["union", "a", "b"]
+"""Which image a box refers to: what either shows of the change, the reference, or the changed image."""
+
 FinishReason = Literal["stop", "length", "abort"]
 """Why the sampler stopped: end-of-text token, token budget, or the engine gave up."""
 

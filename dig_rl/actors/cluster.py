@@ -50,8 +50,8 @@ class _Host:
         module, _, name = target.partition(":")
         self._object = getattr(importlib.import_module(module), name)(*args)
 
-    def call(self, method: str, *args: Any) -> Any:
-        return getattr(self._object, method)(*args)
+    def call(self, method: str, *args: Any, **named: Any) -> Any:
+        return getattr(self._object, method)(*args, **named)
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
         return function(self._object, *args)
@@ -65,9 +65,9 @@ class Actor:
     log_path: Path
     handle: Any
 
-    def call(self, method: str, *args: Any) -> Pending:
+    def call(self, method: str, *args: Any, **named: Any) -> Pending:
         """Call a method of the object; returns at once."""
-        return Pending(self, self.handle.call.remote(method, *args))
+        return Pending(self, self.handle.call.remote(method, *args, **named))
 
     def run(self, function: Callable[..., Any], *args: Any) -> Pending:
         """Call `function(object, *args)` where the object lives; returns at once."""

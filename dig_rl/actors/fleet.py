@@ -14,6 +14,7 @@ from dig_rl.actors.weight_sync import sync_weights
 from dig_rl.algo.batch import TrainingGroup, shard_groups
 from dig_rl.config import Config
 from dig_rl.parsing import CoordinateFrame
+from dig_rl.rollout import group_seeds
 from dig_rl.types import Example, RolloutGroup, SampledGroup
 
 
@@ -29,21 +30,27 @@ class PolicyFacts:
 class Rollouts:
     """Rollout workers and the reward service behind one door."""
 
-    def __init__(self, cluster: Cluster, workers: Sequence[Actor], reward_services: Sequence[Actor]) -> None:
+    def __init__(
+        self, cluster: Cluster, workers: Sequence[Actor], reward_services: Sequence[Actor], run_seed: int
+    ) -> None:
         self._cluster = cluster
+        self._run_seed = run_seed
         self._workers = workers
         self._reward_services = reward_services
 
-    def collect(self, examples: Sequence[Example], *, step: int, stage: str) -> tuple[list[RolloutGroup], dict[str, float]]:
+    def collect(
+        self, examples: Sequence[Example], *, step: int, stage: str
+    ) -> tuple[list[RolloutGroup], dict[str, float]]:
         """Sample and score one group for each pair, in order.
 
         Returns:
             The groups, and seconds by phase (`timing/generate_s`, `timing/score_s`).
         """
         started = time.perf_counter()
-        sampled = self._deal(self._workers, "sample_groups", list(examples), step)
+        seeds = group_seeds(self._run_seed, step, examples)
+        sampled = self._deal(self._workers, "sample_groups", list(examples), seeds)
         generated = time.perf_counter()
-        groups = self._deal(self._reward_services, "score_groups", sampled, step, stage)
+        groups = self._deal(self._reward_services, "score_groups", sampled, step=step, stage=stage)
         scored = time.perf_counter()
         return groups, {"timing/generate_s": generated - started, "timing/score_s": scored - generated}
 
@@ -51,14 +58,16 @@ class Rollouts:
         """Greedy answers, in order."""
         return self._deal(self._workers, "answer_greedily", list(examples))
 
-    def _deal(self, actors: Sequence[Actor], method: str, items: list[Any], *args: Any) -> list[Any]:
-        shares = [items[index :: len(actors)] for index in range(len(actors))]
-        results = self._cluster.gather(
-            [actor.call(method, share, *args) for actor, share in zip(actors, shares, strict=True) if share]
-        )
-        merged: list[Any] = [None] * len(items)
-        for index, result in enumerate(results):
-            merged[index :: len(actors)] = result
+    def _deal(self, actors: Sequence[Actor], method: str, *columns: Sequence[Any], **same: Any) -> list[Any]:
+        """Deal rows round to the actors, call each once with its columns, and return the results in the rows' order."""
+        num, stride = len(columns[0]), len(actors)
+        pending = [
+            actor.call(method, *(column[index::stride] for column in columns), **same)
+            for index, actor in enumerate(actors[:num])
+        ]
+        merged: list[Any] = [None] * num
+        for index, result in enumerate(self._cluster.gather(pending)):
+            merged[index::stride] = result
         return merged
 
 
@@ -148,7 +157,12 @@ def launch_fleet(cluster: Cluster, config: Config, root: Path) -> Fleet:
     ]
     cluster.wait_until_ready()
     return Fleet(
-        cluster, Rollouts(cluster, workers, rewards), LearnerRanks(cluster, ranks), facts, tuple(workers), tuple(ranks)
+        cluster,
+        Rollouts(cluster, workers, rewards, config.seed),
+        LearnerRanks(cluster, ranks),
+        facts,
+        tuple(workers),
+        tuple(ranks),
     )
 
 
@@ -156,7 +170,7 @@ def launch_rollouts(cluster: Cluster, config: Config) -> tuple[Rollouts, PolicyF
     """Start rollout workers alone, to answer pairs without training."""
     workers = [_spawn_worker(cluster, config, index) for index in range(config.rollout.num_workers)]
     cluster.wait_until_ready()
-    return Rollouts(cluster, workers, []), PolicyFacts(*cluster.gather([workers[0].call("facts")])[0])
+    return Rollouts(cluster, workers, [], config.seed), PolicyFacts(*cluster.gather([workers[0].call("facts")])[0])
 
 
 def _spawn_worker(cluster: Cluster, config: Config, index: int) -> Actor:

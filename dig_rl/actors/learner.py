@@ -204,7 +204,11 @@ class Learner:
         for name, parameter in model.named_parameters():
             if name in tied:
                 continue
-            with deepspeed.zero.GatheredParameters([parameter]) if hasattr(parameter, "ds_id") else contextlib.nullcontext():
+            with (
+                deepspeed.zero.GatheredParameters([parameter])
+                if hasattr(parameter, "ds_id")
+                else contextlib.nullcontext()
+            ):
                 yield name, parameter.detach().to("cpu", dtype, copy=True)
 
 

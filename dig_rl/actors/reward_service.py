@@ -26,7 +26,9 @@ class RewardService:
         Raises:
             PluginError: a plugin cannot be loaded.
         """
-        self._scorer = Scorer(config.reward, root=Path(root), thinking=config.policy.thinking, frame=frame, prompt=prompt)
+        self._scorer = Scorer(
+            config.reward, root=Path(root), thinking=config.policy.thinking, frame=frame, prompt=prompt
+        )
 
     def score_groups(self, groups: Sequence[SampledGroup], step: int, stage: str) -> list[RolloutGroup]:
         """Total and terms of every completion.
@@ -37,7 +39,7 @@ class RewardService:
         return [
             RolloutGroup(
                 sampled=group,
-                scores=self._scorer.score(group, step=step, stage=stage, model_image_size_px=group.model_image_size_px),
+                scores=self._scorer.score(group, step=step, stage=stage),
                 stage=stage,
             )
             for group in groups

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,19 +15,6 @@ from dig_rl.errors import PolicyError
 from dig_rl.parsing import CoordinateFrame
 from dig_rl.policy.load import BAN_BIAS, load_frontend, load_images
 from dig_rl.types import Completion, Example, FinishReason, SampledGroup
-
-MAX_GROUP_SIZE = 1024
-"""Seeds of two pairs lie at least this far apart, since vLLM seeds sample i of a pair with seed + i."""
-
-
-def group_seed(run_seed: int, step: int, pair_id: str) -> int:
-    """Seed of a pair's first sample; sample i uses this + i.
-
-    Returns:
-        A multiple of `MAX_GROUP_SIZE` below 2**63.
-    """
-    digest = hashlib.sha256(f"{run_seed}/{step}/{pair_id}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") % (2**63 // MAX_GROUP_SIZE) * MAX_GROUP_SIZE
 
 
 class RolloutWorker:
@@ -50,17 +35,22 @@ class RolloutWorker:
         """Engine with version, coordinate convention, and prompt."""
         return f"vllm {vllm.__version__}", self._frontend.frame, self._frontend.prompt
 
-    def sample_groups(self, examples: Sequence[Example], step: int) -> list[SampledGroup]:
-        """Sample G completions of each pair at the training temperature."""
+    def sample_groups(self, examples: Sequence[Example], seeds: Sequence[int]) -> list[SampledGroup]:
+        """Sample G completions of each pair at the training temperature.
+
+        Args:
+            examples: pairs.
+            seeds: of each pair's first completion; completion i is drawn with seed + i.
+        """
         rollout = self._config.rollout
         params = [
             SamplingParams(
                 n=rollout.group_size,
                 temperature=rollout.temperature,
-                seed=group_seed(self._config.seed, step, example.pair_id),
+                seed=seed,
                 **self._common_params(),
             )
-            for example in examples
+            for seed in seeds
         ]
         return self._generate(examples, params)
 
@@ -94,7 +84,7 @@ class RolloutWorker:
         return {
             "max_tokens": self._config.rollout.max_completion_tokens,
             "logprobs": 0,  # the sampled token's own log-probability, no others
-            "logit_bias": {token: BAN_BIAS for token in self._frontend.banned_token_ids},
+            "logit_bias": dict.fromkeys(self._frontend.banned_token_ids, BAN_BIAS),
             "skip_special_tokens": True,
         }
 
@@ -133,9 +123,7 @@ def _completion(sample: Any, seed: int) -> Completion:
     reasons: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
     return Completion(
         token_ids=token_ids,
-        logprobs_rollout=tuple(
-            entry[token].logprob for token, entry in zip(token_ids, sample.logprobs, strict=True)
-        ),
+        logprobs_rollout=tuple(entry[token].logprob for token, entry in zip(token_ids, sample.logprobs, strict=True)),
         text=sample.text,
         finish_reason=reasons.get(sample.finish_reason, "abort"),
         seed=seed,
@@ -166,5 +154,3 @@ def _engine_options(config: Config, resize_area_px: dict[str, int]) -> dict[str,
             "kv_cache_memory_bytes": rollout.kv_cache_gib << 30,
         }
     return options | rollout.vllm
-
-

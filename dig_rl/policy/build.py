@@ -7,7 +7,9 @@ image token covers about the size of an object, because that is what lets a few 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -76,7 +78,7 @@ class SmallPolicyConfig(BaseModel):
     """Side of one patch; an image token covers 2 x 2 patches."""
     max_pixels: int = Field(96 * 64, ge=256)
     """Largest image area after the resize rule."""
-    coordinate_levels: int = Field(50, ge=10)
+    coordinate_levels: Literal[10, 20, 25, 40, 50, 100, 125, 200, 250, 500, 1000] = 50
     """Coordinates are multiples of 1000 / levels, one token each."""
     seed: int = 0
 
@@ -131,7 +133,7 @@ def _build_tokenizer(levels: int, prompt_texts: list[str]) -> Qwen2Tokenizer:
     roles = ["system\n", "user\n", "assistant\n"]
     trainer = trainers.BpeTrainer(vocab_size=1024, initial_alphabet=alphabet, show_progress=False)
     trained.train_from_iterator([*prompt_texts, *roles] * 2, trainer)
-    state = __import__("json").loads(trained.to_str())["model"]
+    state = json.loads(trained.to_str())["model"]
     tokenizer = Qwen2Tokenizer(
         vocab=state["vocab"],
         merges=[tuple(pair) for pair in state["merges"]],

@@ -20,7 +20,7 @@ from dig_rl.config import Config, PolicyConfig
 from dig_rl.errors import ConfigError, DataError, PolicyError
 from dig_rl.parsing import CoordinateFrame, frame_of
 from dig_rl.prompts import chat_messages
-from dig_rl.types import Example
+from dig_rl.types import BoxTarget, Example
 
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 """A completion never contains these: the learner would look for images that are not there."""
@@ -77,7 +77,7 @@ class PolicyFrontend:
         return dict(encoded)
 
 
-def load_frontend(policy: PolicyConfig, box_target: str) -> PolicyFrontend:
+def load_frontend(policy: PolicyConfig, box_target: BoxTarget) -> PolicyFrontend:
     """Open processor and prompt of a policy.
 
     Raises:
@@ -161,10 +161,6 @@ def _load(loader: Any, policy: PolicyConfig, **options: Any) -> Any:
             f"one there, policy.path names another, and policy.hub = true allows a hub name"
         )
     try:
-        return loader.from_pretrained(
-            policy.path, local_files_only=not policy.hub, trust_remote_code=False, **options
-        )
+        return loader.from_pretrained(policy.path, local_files_only=not policy.hub, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError) as error:
         raise PolicyError(f"cannot open policy {policy.path}: {error}") from error
-
-

@@ -1,0 +1,229 @@
+"""The data folder: what one line of `metadata.jsonl` holds, and reading it with every mistake named.
+
+A data folder has `metadata.jsonl` (one pair a line) and `images/`; docs/data.md shows the whole layout. The same
+records write it (`dig_rl.datagen`) and read it, so there is one schema.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dig_rl.errors import DataError
+from dig_rl.types import BoxTarget, Example
+
+Split = Literal["train", "validation", "test"]
+Kind = Literal["color", "shape", "size", "material", "add", "remove", "move", "unknown"]
+Coordinate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Box = tuple[Coordinate, Coordinate, Coordinate, Coordinate]
+"""xyxy in pixels of the stored image, half-open, origin top-left."""
+
+METADATA_NAME = "metadata.jsonl"
+_PAIR_ID = re.compile(r'"pair_id"\s*:\s*"([^"]*)"')
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DifferenceRecord(_Record):
+    """One labelled change; what an imported data set does not know is null."""
+
+    kind: Kind
+    object_id: int | None
+    """Id of the changed object in `scenes/<pair_id>.json`."""
+    box: Box
+    """Box that answers are compared with, by the folder's box target."""
+    box_a: Box | None
+    """Visible extent in the reference image; null when the object is not there."""
+    box_b: Box | None
+    """Visible extent in the changed image; null when the object is not there."""
+    visible_px_a: int | None = Field(ge=0)
+    visible_px_b: int | None = Field(ge=0)
+    visible_fraction_a: float | None = Field(ge=0, le=1)
+    """Visible pixels over the pixels that the object alone would show."""
+    visible_fraction_b: float | None = Field(ge=0, le=1)
+
+
+class PairRecord(_Record):
+    """One line of `metadata.jsonl`."""
+
+    image_a_file_name: str
+    """Reference image, relative to the data folder."""
+    image_b_file_name: str
+    """Changed image, relative to the data folder."""
+    pair_id: str = Field(min_length=1)
+    width: int = Field(ge=1)
+    height: int = Field(ge=1)
+    num_differences: int = Field(ge=0)
+    split: Split
+    seed: int | None
+    """Seed from which the pair was made."""
+    differences: tuple[DifferenceRecord, ...]
+
+
+def target_box(box_a: Box | None, box_b: Box | None, box_target: BoxTarget) -> Box:
+    """The box an answer should give for one change.
+
+    Args:
+        box_a: visible extent in the reference image, None when absent.
+        box_b: visible extent in the changed image, None when absent; at least one of the two is there.
+        box_target: `a` or `b` takes that image's box, or the other image's where the object is absent; `union`
+            encloses both.
+    """
+    present = [box for box in (box_a, box_b) if box is not None]
+    if len(present) == 1:
+        return present[0]
+    (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = present
+    union = (min(ax0, bx0), min(ay0, by0), max(ax1, bx1), max(ay1, by1))
+    return {"union": union, "a": present[0], "b": present[1]}[box_target]
+
+
+def load_examples(
+    data_dir: str | Path,
+    split: str,
+    *,
+    allow_no_change: bool = False,
+    box_target: BoxTarget = "union",
+    check_images: bool = True,
+) -> list[Example]:
+    """Read one split of a data folder in the order of its lines; every line of the folder is checked.
+
+    Args:
+        data_dir: folder with `metadata.jsonl` and `images/`.
+        split: `train`, `validation` or `test`.
+        allow_no_change: accept pairs without any difference.
+        box_target: which image a box refers to; recomputed from `box_a` and `box_b` where either is known.
+        check_images: open both images of each pair of the split, check their size and that they are intact.
+
+    Raises:
+        DataError: a line, label or image is wrong (file, line and pair id are named), or the split is empty.
+    """
+    folder = Path(data_dir).resolve()
+    records = read_records(folder, allow_no_change=allow_no_change)
+    chosen = [(line, record) for line, record in records if record.split == split]
+    if not chosen:
+        offered = dict(Counter(record.split for _, record in records))
+        raise DataError(f"{folder / METADATA_NAME}: no pair of split {split!r}; the file holds {offered or 'no pairs'}")
+    if check_images:
+        for line, record in chosen:
+            _check_images(folder, record, line)
+    return [_example(folder, record, box_target) for _, record in chosen]
+
+
+def read_records(folder: Path, *, allow_no_change: bool = False) -> list[tuple[int, PairRecord]]:
+    """Parse and check every line, as (line number from 1, record); raises DataError at the first wrong one."""
+    path = folder / METADATA_NAME
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise DataError(
+            f"cannot read {path}: {error.strerror}; name a data folder, or make one with `make data OUT={folder}`"
+        ) from None
+    records: list[tuple[int, PairRecord]] = []
+    seen: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        record = _parse_line(line, path, number)
+        if record.pair_id in seen:
+            _fail(path, number, record.pair_id, f"this pair id was used before, in line {seen[record.pair_id]}")
+        seen[record.pair_id] = number
+        _check_labels(record, path, number, allow_no_change)
+        records.append((number, record))
+    return records
+
+
+def _parse_line(line: bytes, path: Path, number: int) -> PairRecord:
+    try:
+        text = line.decode("utf-8")
+        values = json.loads(text, parse_constant=_refuse_constant)
+        return PairRecord.model_validate_json(text, strict=True) if isinstance(values, dict) else _not_an_object(values)
+    except ValidationError as error:
+        problem = "; ".join(_describe(item) for item in error.errors())
+    except RecursionError:
+        problem = "nested too deeply"
+    except ValueError as error:
+        problem = f"not one complete JSON object ({error}); is the file cut off?"
+    found = _PAIR_ID.search(line.decode("utf-8", errors="replace"))
+    _fail(path, number, found.group(1) if found else None, problem)
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not a number")
+
+
+def _not_an_object(values: Any) -> NoReturn:
+    raise ValueError(f"expected an object, found {type(values).__name__}")
+
+
+def _describe(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {where}"
+    if problem["type"] == "missing":
+        return f"missing key {where}"
+    return f"{where}: {problem['msg']}, found {problem['input']!r:.80}"
+
+
+def _check_labels(record: PairRecord, path: Path, number: int, allow_no_change: bool) -> None:
+    if record.num_differences != len(record.differences):
+        found = f"num_differences is {record.num_differences}, but {len(record.differences)} differences are listed"
+        _fail(path, number, record.pair_id, found)
+    if not record.differences and not allow_no_change:
+        problem = "no difference at all; such pairs need data.allow_no_change = true"
+        _fail(path, number, record.pair_id, problem)
+    for index, difference in enumerate(record.differences):
+        for name in ("box", "box_a", "box_b"):
+            box = getattr(difference, name)
+            if box is not None and not _inside(box, record.width, record.height):
+                expected = f"0 <= x_min < x_max <= {record.width} and 0 <= y_min < y_max <= {record.height}"
+                _fail(path, number, record.pair_id, f"differences.{index}.{name} {list(box)}: expected {expected}")
+
+
+def _inside(box: Box, width: int, height: int) -> bool:
+    x_min, y_min, x_max, y_max = box
+    return 0 <= x_min < x_max <= width and 0 <= y_min < y_max <= height
+
+
+def _check_images(folder: Path, record: PairRecord, number: int) -> None:
+    for name in (record.image_a_file_name, record.image_b_file_name):
+        where = folder / METADATA_NAME, number, record.pair_id
+        if not (folder / name).resolve().is_relative_to(folder):
+            _fail(*where, f"image {name} lies outside the data folder")
+        try:
+            with Image.open(folder / name) as image:
+                size = image.size
+                image.verify()
+        except FileNotFoundError:
+            _fail(*where, f"image {name} does not exist in {folder}")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            _fail(*where, f"image {name} is damaged ({error}); make or copy it again")
+        if size != (record.width, record.height):
+            _fail(*where, f"image {name} is {size[0]}x{size[1]}, the line says {record.width}x{record.height}")
+
+
+def _fail(path: Path, number: int, pair_id: str | None, problem: str) -> NoReturn:
+    raise DataError(f"{path}, line {number}, pair {pair_id or 'unknown'}: {problem}")
+
+
+def _example(folder: Path, record: PairRecord, box_target: BoxTarget) -> Example:
+    return Example(
+        pair_id=record.pair_id,
+        image_a_path=str(folder / record.image_a_file_name),
+        image_b_path=str(folder / record.image_b_file_name),
+        image_size_px=(record.width, record.height),
+        target_boxes_px=tuple(_target(difference, box_target) for difference in record.differences),
+        kinds=tuple(difference.kind for difference in record.differences),
+        split=record.split,
+    )
+
+
+def _target(difference: DifferenceRecord, box_target: BoxTarget) -> Box:
+    if difference.box_a is None and difference.box_b is None:
+        return difference.box
+    return target_box(difference.box_a, difference.box_b, box_target)

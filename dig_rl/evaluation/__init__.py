@@ -1,0 +1,1 @@
+"""Measures of a policy on held-out pairs."""

@@ -1,0 +1,169 @@
+"""Read boxes out of what a policy wrote: every outcome is a named status, no text raises, time is linear.
+
+A policy is trained on whatever this reader pays, so it is strict and its rules are few: the answer is the text after
+the last `</think>`; its last top-level JSON array must be a list of boxes. A code fence or prose around it is ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from dig_rl.boxes import norm1000_to_unit, px_to_unit
+from dig_rl.errors import PolicyError
+from dig_rl.types import ParseStatus
+
+CoordinateFrame = Literal["norm1000", "absolute_px"]
+"""What a policy's coordinates mean: thousandths of each image side, or pixels of the image after the resize rule."""
+
+FAMILY_FRAMES: dict[str, CoordinateFrame] = {"qwen3_vl": "norm1000", "qwen2_5_vl": "absolute_px"}
+"""Coordinate convention of each model family by `model_type`; declared, never guessed from the size of a number."""
+
+MAX_ANSWER_CHARACTERS = 16_384
+"""Longer answers are `too_long`; about 20 times a full list of 32 integer boxes."""
+
+_CLIP_TOLERANCE = 2.0
+_MAX_NESTING = 8
+_END_OF_THINKING = "</think>"
+# A bracket starts an array or an object only if what follows could: "[above]" and "{red}" are prose.
+_OPENING = re.compile(r'\[(?=\s*(?:[\[\]{"\-0-9]|true|false|null|NaN|Infinity))|\{(?=\s*["}])')
+_USUAL_OPENINGS = frozenset(["[[", "[{", "[]", "{}", *(f"[{digit}" for digit in range(10))])
+"""Beginnings that need no look further ahead."""
+_OUTSIDE_STRINGS = frozenset('0123456789+-.eE,:[]{}" \t\r\n' + "truefalsenullNaNInfinity")
+# Every number becomes a float: digits beyond Python's limit for integers then end as infinity, out of any range.
+_DECODER = json.JSONDecoder(parse_int=float)
+
+
+@dataclass(frozen=True)
+class ParsedAnswer:
+    """What one completion says."""
+
+    status: ParseStatus
+    boxes_unit: np.ndarray | None
+    """`[N, 4]` float64 in [0, 1], positive area, in the order written; None unless the status is `ok` or `empty`."""
+
+
+def frame_of(model_type: str) -> CoordinateFrame:
+    """Coordinate convention of a model family.
+
+    Args:
+        model_type: the `model_type` of the policy's `config.json`.
+
+    Raises:
+        PolicyError: the family is not declared.
+    """
+    if model_type not in FAMILY_FRAMES:
+        raise PolicyError(
+            f'no coordinate convention is declared for model_type "{model_type}"; known: '
+            f"{', '.join(sorted(FAMILY_FRAMES))}. Add it to FAMILY_FRAMES in dig_rl/parsing.py"
+        )
+    return FAMILY_FRAMES[model_type]
+
+
+def parse_answer(
+    text: str, *, thinking: bool, frame: CoordinateFrame, model_image_size_px: tuple[int, int], max_boxes: int
+) -> ParsedAnswer:
+    """Read the boxes of one completion.
+
+    A box is `[x_min, y_min, x_max, y_max]` or an object with such a list under `bbox_2d`. The range of a coordinate is
+    [0, 1000] in `norm1000` and [0, side of the resized image] in `absolute_px`; in both, a value at most 2 outside
+    is clipped to the range, and any other is malformed. One malformed box makes the whole list malformed.
+
+    Args:
+        text: the completion, however long or hostile.
+        thinking: the policy must close its thinking with `</think>` before it answers.
+        frame: the family's coordinate convention.
+        model_image_size_px: (width, height) after the policy's resize rule; used by `absolute_px`.
+        max_boxes: longer lists are `too_many`.
+
+    Returns:
+        The status, with boxes in [0, 1] of each image side.
+    """
+    _, closed, answer = text.rpartition(_END_OF_THINKING)
+    if thinking and not closed:
+        return ParsedAnswer("unfinished_thinking", None)
+    if len(answer) > MAX_ANSWER_CHARACTERS:
+        return ParsedAnswer("too_long", None)
+    elements = _last_array(answer)
+    if elements is None:
+        return ParsedAnswer("malformed", None)
+    if not elements:
+        return ParsedAnswer("empty", np.empty((0, 4)))
+    if len(elements) > max_boxes:
+        return ParsedAnswer("too_many", None)
+    coordinates = [_coordinates(element) for element in elements]
+    if None in coordinates:
+        return ParsedAnswer("malformed", None)
+    side_limits = (1000, 1000) if frame == "norm1000" else model_image_size_px
+    boxes = _clipped(np.array(coordinates), side_limits)
+    if boxes is None:
+        return ParsedAnswer("malformed", None)
+    return ParsedAnswer("ok", norm1000_to_unit(boxes) if frame == "norm1000" else px_to_unit(boxes, side_limits))
+
+
+def _coordinates(element: Any) -> list[float] | None:
+    numbers = element.get("bbox_2d") if type(element) is dict else element
+    if type(numbers) is not list or len(numbers) != 4:
+        return None
+    # The decoder makes every number a float, so any other type is true, null, a string or a container.
+    return numbers if {float}.issuperset(map(type, numbers)) else None
+
+
+def _clipped(boxes: np.ndarray, side_limits: tuple[int, int]) -> np.ndarray | None:
+    """Boxes `[N, 4]` brought into the range; None if one is further outside (or NaN), swapped or without area."""
+    limits = np.array(side_limits * 2, dtype=np.float64)
+    clipped = np.minimum(np.maximum(boxes, 0.0), limits)
+    if not (np.abs(boxes - clipped) <= _CLIP_TOLERANCE).all():
+        return None
+    width, height = (clipped[:, 2:] - clipped[:, :2]).T
+    # The area is also zero where a sliver's is below the smallest float.
+    return clipped if ((width > 0) & (width * height > 0)).all() else None
+
+
+def _last_array(answer: str) -> list[Any] | None:
+    start, end = _last_array_span(answer)
+    try:
+        return _DECODER.decode(answer[start:end])
+    except json.JSONDecodeError:  # of nothing, too, when there is no span
+        return None
+
+
+def _last_array_span(answer: str) -> tuple[int, int]:
+    """Start and end of the last top-level array; (0, 0) if there is none or it breaks off, nests too deep or is cut.
+
+    One pass that counts brackets, because a decoder recurses, and does not say where a broken array ends.
+    """
+    first = _OPENING.search(answer)
+    if first is None:
+        return 0, 0
+    start = end = opened_at = depth = deepest = 0
+    is_array = in_string = escaped = False
+    for position, character in enumerate(answer[first.start() :], first.start()):
+        if in_string:
+            in_string = escaped or character != '"'
+            escaped = character == "\\" and not escaped
+        elif depth == 0:
+            usual = answer[position : position + 2] in _USUAL_OPENINGS
+            if usual or (character in "[{" and _OPENING.match(answer, position)):
+                opened_at, is_array = position, character == "["
+                depth = deepest = 1
+        elif character in "[{":
+            depth += 1
+            if depth > deepest:
+                deepest = depth
+        elif character in "]}":
+            depth -= 1
+            if depth == 0 and is_array:
+                start, end = (opened_at, position + 1) if deepest <= _MAX_NESTING else (0, 0)
+        elif character == '"':
+            in_string = True
+        elif character not in _OUTSIDE_STRINGS:
+            depth = 0
+            if is_array:
+                start = end = 0
+    cut_off = depth > 0 and is_array
+    return (0, 0) if cut_off else (start, end)

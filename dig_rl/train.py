@@ -1,0 +1,205 @@
+"""The training run on one page: draw pairs, sample and score groups, update, sync, record.
+
+Everything heavy lives in actors; this file holds the order of things and what has to survive an interruption.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+
+from dig_rl.actors.cluster import Cluster
+from dig_rl.actors.fleet import Fleet, launch_fleet, num_actors
+from dig_rl.algo.advantages import compute_advantages, drop_groups_without_signal
+from dig_rl.algo.batch import TrainingGroup
+from dig_rl.checkpoint import CheckpointStore
+from dig_rl.config import Config
+from dig_rl.curriculum import Curriculum, load_stages
+from dig_rl.data import load_examples
+from dig_rl.evaluate import evaluate_greedily
+from dig_rl.metrics import summarise_dropped, summarise_groups
+from dig_rl.plugins import load_plugin
+from dig_rl.progress import TrainProgress
+from dig_rl.run_folder import RunFolder
+from dig_rl.summary import Summary
+from dig_rl.tracking import Tracker
+from dig_rl.types import Example, RolloutGroup
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is checked and read before anything heavy starts."""
+
+    heldout: list[Example]
+    curriculum: Curriculum
+
+
+def read_inputs(config: Config, root: Path) -> Inputs:
+    """Load plugins, data and stages, so that a mistake in any of them ends the run in a second.
+
+    Raises:
+        PluginError, DataError, ConfigError: what was expected, found, where.
+    """
+    for term in config.reward.terms.values():
+        load_plugin(term.use, term.kwargs, root)
+    data = config.data
+    options: dict[str, Any] = {"allow_no_change": data.allow_no_change, "box_target": data.box_target}
+    examples = load_examples(data.path, data.train_split, **options)
+    heldout = load_examples(data.path, data.heldout_split, **options)[: config.evaluation.max_pairs]
+    stages = load_stages(root / config.curriculum)
+    curriculum = Curriculum(stages, examples, seed=config.seed, prompts_per_step=config.rollout.prompts_per_step)
+    return Inputs(heldout, curriculum)
+
+
+def train(config: Config, run: RunFolder, root: Path) -> dict[str, Any]:
+    """Run, or continue, one training run to its end.
+
+    Args:
+        config: the run.
+        run: its open folder.
+        root: folder that plugins and curricula are found in.
+
+    Returns:
+        The contents of `summary.json`.
+
+    Raises:
+        DigRlError: anything a user can mend; the summary then says `failed`.
+        KeyboardInterrupt: after Ctrl-C; the summary then says `interrupted`.
+    """
+    inputs = read_inputs(config, root)
+    with Cluster(config.cluster, run.logs, num_actors(config)) as cluster:
+        training = Training(config, run, inputs, launch_fleet(cluster, config, root))
+        try:
+            training.run_to_end()
+        except KeyboardInterrupt:
+            training.save()
+            training.summary.write("interrupted")
+            raise
+        except BaseException:
+            training.summary.write("failed")
+            raise
+        return training.summary.write("finished")
+
+
+class Training:
+    """A run between two steps, and the step."""
+
+    def __init__(self, config: Config, run: RunFolder, inputs: Inputs, fleet: Fleet) -> None:
+        self._config, self._run, self._inputs, self._fleet = config, run, inputs, fleet
+        self._curriculum = inputs.curriculum
+        self._store = CheckpointStore(run.checkpoints, config.checkpoint.keep_last)
+        self._step = 0
+        self._curriculum_state = self._curriculum.state_dict()  # as of the last finished step
+        self._learner_is_ahead = False
+        self._saved_step = 0
+        self._saved_at = time.monotonic()
+        learner_engine, card = fleet.learner.facts()
+        self.summary = Summary(
+            run.path,
+            rollout_engine=fleet.policy.engine,
+            learner_engine=learner_engine,
+            ray=ray.__version__,
+            device=card.pop("device"),
+            model=card,
+        )
+
+    def run_to_end(self) -> None:
+        """Everything from the newest checkpoint, or the start, to the exported policy."""
+        restored_step = self._restore()
+        with (
+            Tracker(self._run.path, restored_step=restored_step) as tracker,
+            TrainProgress(self._curriculum.total_steps, self._step) as progress,
+        ):
+            self.summary.write("running")
+            if self._step == 0 and "before" not in self.summary.heldout:
+                self._evaluate("before", tracker, progress)
+            while not self._curriculum.finished:
+                self._train_one_step(tracker, progress)
+                if self._checkpoint_is_due():
+                    self.save()
+            self._evaluate("after", tracker, progress)
+        self._fleet.learner.export(self._run.policy)
+
+    def _train_one_step(self, tracker: Tracker, progress: TrainProgress) -> None:
+        started = time.perf_counter()
+        stage, stage_index = self._curriculum.stage, self._curriculum.stage_index
+        examples = self._curriculum.next_examples()
+        groups, figures = self._fleet.rollouts.collect(examples, step=self._step, stage=stage.name)
+        self._curriculum.observe(groups)
+        kept, dropped = drop_groups_without_signal(groups, self._config.learner.min_reward_spread)
+        figures |= summarise_groups(groups) | summarise_dropped(dropped, len(groups))
+        if kept:  # otherwise the step counts, but there is nothing to learn from
+            self._learner_is_ahead = True
+            figures |= self._fleet.learner.step([_training_group(group, self._config) for group in kept])
+            figures["timing/sync_s"] = self._fleet.sync_weights(self._step + 1)
+        self._step += 1
+        self._curriculum_state = self._curriculum.state_dict()
+        self._learner_is_ahead = False
+        figures |= {"curriculum/stage_index": stage_index, "timing/step_s": time.perf_counter() - started}
+        tracker.log(self._step, figures, stage=stage.name)
+        progress.update(self._step, stage=stage.name, reward=figures["reward/total"], seconds=figures["timing/step_s"])
+        busy = {phase: figures.get(f"timing/{phase}_s", 0.0) for phase in ("generate", "score", "learn", "sync")}
+        self.summary.add_seconds(**busy)
+
+    def _evaluate(self, moment: Literal["before", "after"], tracker: Tracker, progress: TrainProgress) -> None:
+        started = time.perf_counter()
+        figures = evaluate_greedily(
+            self._fleet.rollouts,
+            self._fleet.policy,
+            self._inputs.heldout,
+            self._config,
+            self._run.heldout / f"predictions_{moment}.jsonl",
+        )
+        tracker.log(self._step, {f"heldout/{name}": value for name, value in figures.items()})
+        self.summary.set_heldout(moment, figures)
+        self.summary.add_seconds(evaluate=time.perf_counter() - started)
+        self.summary.write("running")
+        progress.note(f"held-out {moment}: F1 {figures['f1']:.3f}, mean IoU {figures['mean_iou']:.3f}")
+
+    def _restore(self) -> int | None:
+        checkpoint = self._store.latest()
+        if checkpoint is None:
+            return None
+        self._fleet.learner.load(checkpoint.path / "learner")
+        self._curriculum.load_state_dict(checkpoint.state["curriculum"])
+        self._curriculum_state = checkpoint.state["curriculum"]
+        self._step = self._saved_step = checkpoint.step
+        self._fleet.sync_weights(self._step)
+        _log.info("continuing after step %d", self._step)
+        return self._step
+
+    def _checkpoint_is_due(self) -> bool:
+        config = self._config.checkpoint
+        is_time = time.monotonic() - self._saved_at > 60 * config.every_minutes
+        return self._curriculum.finished or self._step % config.every_steps == 0 or is_time
+
+    def save(self) -> None:
+        """Write a checkpoint of the last finished step, unless there is one, or the learner is already past it."""
+        if self._learner_is_ahead or self._step == self._saved_step:
+            return
+
+        def write(folder: Path) -> None:
+            (folder / "learner").mkdir()
+            self._fleet.learner.save(folder / "learner")
+
+        self._store.save(self._step, write, {"curriculum": self._curriculum_state})
+        self._saved_step, self._saved_at = self._step, time.monotonic()
+        self.summary.write("running")
+
+
+def _training_group(group: RolloutGroup, config: Config) -> TrainingGroup:
+    completions = group.sampled.completions
+    return TrainingGroup(
+        example=group.sampled.example,
+        prompt_token_ids=group.sampled.prompt_token_ids,
+        completion_token_ids=tuple(completion.token_ids for completion in completions),
+        logprobs_rollout=tuple(completion.logprobs_rollout for completion in completions),
+        advantages=tuple(compute_advantages(group.rewards, config.learner.advantage_eps).tolist()),
+    )

@@ -1,0 +1,97 @@
+"""Supervised warm-up on labelled pairs with TRL, for a policy that cannot answer yet.
+
+Prompt, image handling and answer format are those of the rollouts, so GRPO continues where this stops.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Image
+from datasets import Sequence as ListOf
+from transformers.utils import logging as transformers_logging
+from trl import SFTConfig, SFTTrainer
+
+from dig_rl.boxes import px_to_unit
+from dig_rl.config import Config
+from dig_rl.errors import PolicyError
+from dig_rl.policy.load import PolicyFrontend, load_frontend, load_model
+from dig_rl.prompts import format_answer
+from dig_rl.types import Example
+
+
+def warm_up(config: Config, examples: Sequence[Example], out: Path) -> dict[str, float]:
+    """Train on the true answers and write the policy to a new folder.
+
+    Args:
+        config: `warmup` says where to start and for how long; `policy` gives compute type and resize rule.
+        examples: labelled pairs.
+        out: Hugging Face folder to write; appears only when complete.
+
+    Returns:
+        `loss_first` and `loss_last`, mean cross-entropy per completion token over the first and last tenth, nats.
+
+    Raises:
+        PolicyError: `out` exists, or the starting policy cannot be opened.
+    """
+    settings = config.warmup
+    policy = config.policy.model_copy(update={"path": settings.start})
+    if out.exists():
+        raise PolicyError(f"{out} exists already; choose another OUT=, or remove it to warm up again")
+    frontend = load_frontend(policy, config.data.box_target)
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    transformers_logging.set_verbosity_error()
+    trainer = SFTTrainer(
+        model=load_model(policy).train(),
+        args=SFTConfig(
+            output_dir=str(partial / "trainer"),
+            max_steps=settings.steps,
+            per_device_train_batch_size=settings.batch_size,
+            learning_rate=settings.lr,
+            lr_scheduler_type="linear",
+            warmup_steps=max(1, settings.steps // 20),
+            weight_decay=0.01,
+            max_length=None,  # truncation could cut image tokens away
+            completion_only_loss=True,
+            logging_steps=max(1, settings.steps // 50),
+            save_strategy="no",
+            report_to=[],
+            seed=config.seed,
+            use_cpu=policy.dtype == "float32",
+            bf16=policy.dtype == "bfloat16",
+            gradient_checkpointing=False,
+            dataloader_num_workers=0,
+        ),
+        train_dataset=_dataset(examples, frontend, settings.coordinate_levels),
+        processing_class=frontend.processor,
+    )
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    trainer.model.save_pretrained(partial / "policy")
+    frontend.processor.save_pretrained(partial / "policy")
+    (partial / "policy").rename(out)
+    shutil.rmtree(partial)
+    tenth = max(1, len(losses) // 10)
+    return {"loss_first": float(np.mean(losses[:tenth])), "loss_last": float(np.mean(losses[-tenth:]))}
+
+
+def _dataset(examples: Sequence[Example], frontend: PolicyFrontend, levels: int) -> Dataset:
+    end = frontend.processor.tokenizer.eos_token
+    rows: list[dict[str, Any]] = []
+    for example in examples:
+        boxes_px = np.array(example.target_boxes_px, dtype=np.float64).reshape(-1, 4)
+        boxes_unit = px_to_unit(boxes_px, example.image_size_px)
+        size = frontend.model_image_size_px(example.image_size_px)
+        rows.append(
+            {
+                "images": [example.image_a_path, example.image_b_path],
+                "prompt": frontend.prompt,
+                "completion": format_answer(boxes_unit, frontend.frame, size, levels) + end,
+            }
+        )
+    return Dataset.from_list(rows).cast_column("images", ListOf(Image()))

@@ -1,0 +1,45 @@
+"""`make train`: run or continue one training run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from dig_rl.config import load_config
+from dig_rl.reporting.report import before_after_table, write_report
+from dig_rl.run_folder import RunFolder
+from dig_rl.summary import read_summary
+from dig_rl.train import train
+from launch.terminal import end_with_message
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> None:
+    """Parse arguments, train, report."""
+    parser = argparse.ArgumentParser(prog="make train", description=__doc__)
+    parser.add_argument("--config", nargs="*", default=[], help="TOML files, later ones win (CONFIG=)")
+    parser.add_argument("--run", required=True, help="name of the run; the same name and config continue it (RUN=)")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides, e.g. learner.lr=1e-5 (SET=)"
+    )
+    parser.add_argument("--runs-dir", default="runs", help="folder of all runs")
+    arguments = parser.parse_args()
+    config = load_config(arguments.config, arguments.set)
+    with RunFolder.open(arguments.runs_dir, arguments.run, config) as run:
+        summary = read_summary(run.path)
+        if summary is not None and summary["status"] == "finished":
+            print(f"run {arguments.run} is already finished; choose another RUN= to train again")
+        else:
+            try:
+                summary = train(config, run, ROOT)
+            finally:
+                if (run.path / "summary.json").is_file():
+                    write_report(run.path)
+        print(before_after_table(summary))
+        print(f"report: {run.path / 'report.html'}\ncurves: make tensorboard\npolicy: {run.policy}")
+
+
+if __name__ == "__main__":
+    sys.exit(end_with_message(main, "the run can be continued with the same command"))

@@ -1,0 +1,54 @@
+"""What every test may rely on: quiet, offline engines and the repository's folder."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import CONFIG, ENVIRONMENT, TinyWorld, build_tiny_policy
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Set before any test imports an engine, and inherited by every process that a test starts.
+for name, value in {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TORCH_EXTENSIONS_DIR": str(ROOT / ".cache" / "torch_extensions"),
+    "OMP_NUM_THREADS": "1",
+}.items():
+    os.environ.setdefault(name, value)
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    """The folder that holds the Makefile."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
+    """Pairs rendered by Blender, and a policy warmed up on them by TRL until it writes lists of boxes."""
+    folder = tmp_path_factory.mktemp("tiny")
+    world = TinyWorld(data=folder / "data", policy=folder / "policy")
+    environment = os.environ | ENVIRONMENT
+    data_config = ROOT / "launch" / "configs" / "data" / "tiny.toml"
+    render = [sys.executable, "-m", "launch.data", "--config", str(data_config), "--out", str(world.data)]
+    subprocess.run(render, cwd=ROOT, env=environment, check=True)
+    start = build_tiny_policy(folder / "start")
+    warm_up = [sys.executable, "-m", "launch.warmup", "--config", str(CONFIG)]
+    settings = ["--set", *world.overrides(f'warmup.start="{start}"')]
+    subprocess.run([*warm_up, *settings], cwd=ROOT, env=environment, check=True)
+    return world
+
+
+@pytest.fixture(scope="session")
+def random_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny policy with random weights."""
+    return build_tiny_policy(tmp_path_factory.mktemp("random") / "policy")

@@ -1,0 +1,182 @@
+"""vLLM and DeepSpeed agree: same tokens, same images, same numbers, before and after weight syncs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from PIL import Image
+
+from dig_rl.actors.cluster import Cluster
+from dig_rl.actors.fleet import Fleet, launch_fleet, num_actors
+from dig_rl.algo.batch import TrainingGroup
+from dig_rl.config import Config
+from dig_rl.data import load_examples
+from dig_rl.rollout import group_seeds
+from dig_rl.types import Example, SampledGroup
+from tests.tiny import ROOT, TinyWorld
+
+pytestmark = pytest.mark.slow
+
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def seeing_policy(tiny_world: TinyWorld, tmp_path_factory: Any) -> Path:
+    """The tiny policy with its image features turned up: after seconds of training it hardly looks at them."""
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    folder = tmp_path_factory.mktemp("seeing") / "policy"
+    model = AutoModelForImageTextToText.from_pretrained(tiny_world.policy)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "merger" in name and name.endswith("linear_fc2.weight"):
+                weight *= 30
+    model.save_pretrained(folder)
+    AutoProcessor.from_pretrained(tiny_world.policy).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=[1.0, 0.7], ids=["temperature 1", "temperature 0.7"])
+def fleet(
+    request: pytest.FixtureRequest, tiny_world: TinyWorld, seeing_policy: Path, tmp_path_factory: Any
+) -> Iterator[Fleet]:
+    world = replace(tiny_world, policy=seeing_policy)
+    config = world.config(f"rollout.temperature={request.param}", "learner.lr=1e-3")
+    with Cluster(config.cluster, tmp_path_factory.mktemp("logs"), num_actors(config)) as cluster:
+        yield launch_fleet(cluster, config, ROOT)
+
+
+@pytest.fixture(scope="module")
+def examples(tiny_world: TinyWorld) -> list[Example]:
+    return load_examples(tiny_world.data, "train")[:3]
+
+
+def sample(fleet: Fleet, examples: Sequence[Example], step: int = 0) -> list[SampledGroup]:
+    seeds = group_seeds(0, step, examples)
+    return fleet.cluster.gather([fleet.workers[0].call("sample_groups", list(examples), seeds)])[0]
+
+
+def as_training_group(group: SampledGroup, example: Example | None = None) -> TrainingGroup:
+    num = len(group.completions)
+    return TrainingGroup(
+        example or group.example,
+        group.prompt_token_ids,
+        tuple(completion.token_ids for completion in group.completions),
+        tuple(completion.logprobs_rollout for completion in group.completions),
+        tuple(np.linspace(-1, 1, num).tolist()),
+    )
+
+
+def largest_difference(fleet: Fleet, groups: Sequence[SampledGroup], seen: Sequence[Example] | None = None) -> float:
+    """Between rollout and learner log-probability of one token; `seen`: what the learner looks at instead."""
+    seen = seen or [group.example for group in groups]
+    calls = [
+        fleet.ranks[0].call("logprobs", as_training_group(group, example))
+        for group, example in zip(groups, seen, strict=True)
+    ]
+    differences = []
+    for group, rows in zip(groups, fleet.cluster.gather(calls), strict=True):
+        for completion, row in zip(group.completions, rows, strict=True):
+            differences += np.abs(np.subtract(completion.logprobs_rollout, row)).tolist()
+    return max(differences)
+
+
+def update(fleet: Fleet, groups: Sequence[SampledGroup]) -> dict[str, float]:
+    return fleet.learner.step([as_training_group(group) for group in groups])
+
+
+def test_logprobs_agree_before_and_after_two_weight_syncs(fleet: Fleet, examples: list[Example]) -> None:
+    for version in range(3):
+        groups = sample(fleet, examples, step=version)
+        assert largest_difference(fleet, groups) < TOLERANCE
+        stats = update(fleet, groups)
+        assert stats["rollout/mismatch_kl"] < 1e-6
+        # On policy the ratio is 1: nothing of this batch has been learned yet when it is computed.
+        assert stats["learner/ratio_max"] == 1.0
+        if version == 0:
+            assert abs(stats["learner/kl"]) < 1e-6
+        # The update moved the policy, so agreement after the sync is not agreement with the old weights.
+        assert largest_difference(fleet, groups) > 1e-3
+        fleet.sync_weights(version + 1)
+    assert sample(fleet, examples)[0].policy_version == 3
+
+
+def test_images_matter_and_both_sides_agree_on_how(fleet: Fleet, examples: list[Example], tmp_path: Path) -> None:
+    example = examples[0]
+    blank_path = tmp_path / "blank.png"
+    Image.new("RGB", example.image_size_px, (128, 128, 128)).save(blank_path)
+    blanked = replace(example, image_b_path=str(blank_path))
+    swapped = replace(blanked, image_a_path=blanked.image_b_path, image_b_path=blanked.image_a_path)
+    for before, after in [(example, blanked), (blanked, swapped)]:
+        groups = sample(fleet, [before])
+        assert largest_difference(fleet, groups) < TOLERANCE
+        assert largest_difference(fleet, groups, [after]) > 1e-2
+        assert largest_difference(fleet, sample(fleet, [after])) < TOLERANCE
+
+
+def _reload_without_reset(worker: Any, references: list[Any]) -> None:
+    named = (item for reference in references for item in ray.get(reference).items())
+    worker._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": named})
+
+
+def _store_weights(learner: Any) -> list[Any]:
+    return [ray.put(bucket) for bucket in learner.weight_buckets()]
+
+
+def test_features_of_old_weights_are_never_served(fleet: Fleet, examples: list[Example]) -> None:
+    groups = sample(fleet, examples, step=20)  # every cache now holds features of these images
+    update(fleet, groups)
+    fleet.sync_weights(21)
+    renewed = sample(fleet, examples, step=20)
+    assert largest_difference(fleet, renewed) < TOLERANCE
+
+    # The same without dropping caches goes wrong, or this test would prove nothing.
+    update(fleet, renewed)
+    references = fleet.cluster.gather([fleet.ranks[0].run(_store_weights)])[0]
+    fleet.cluster.gather([fleet.workers[0].run(_reload_without_reset, references)])
+    try:
+        stale = largest_difference(fleet, sample(fleet, examples, step=20))
+    finally:
+        fleet.cluster.gather([fleet.workers[0].call("reset_caches")])
+    assert stale > TOLERANCE
+    fleet.sync_weights(22)
+    assert largest_difference(fleet, sample(fleet, examples, step=20)) < TOLERANCE
+
+
+def test_the_second_sample_of_a_pair_hits_the_prefix_cache(fleet: Fleet, examples: list[Example]) -> None:
+    fleet.cluster.gather([fleet.workers[0].call("reset_caches")])
+    group = sample(fleet, examples[:1])[0]
+    # Whole blocks of 32 tokens that precede the last prompt token can come from the cache.
+    assert group.num_cached_tokens == (len(group.prompt_token_ids) - 1) // 32 * 32 > 0
+
+
+def test_seeds_make_samples_repeatable_and_different(fleet: Fleet, examples: list[Example]) -> None:
+    first, again, later = sample(fleet, examples, 5), sample(fleet, examples[::-1], 5)[::-1], sample(fleet, examples, 6)
+    for group, same in zip(first, again, strict=True):  # also when the batch is in another order
+        assert group.completions == same.completions
+    seeds = [completion.seed for group in [*first, *later] for completion in group.completions]
+    assert len(set(seeds)) == len(seeds)
+    assert [group.completions for group in first] != [group.completions for group in later]
+
+
+def test_vision_tokens_are_never_sampled(fleet: Fleet, examples: list[Example], tiny_world: TinyWorld) -> None:
+    from dig_rl.policy.load import load_frontend
+
+    config: Config = tiny_world.config()
+    banned = set(load_frontend(config.policy, config.data.box_target).banned_token_ids)
+    sampled = {
+        token
+        for step in range(30, 40)
+        for group in sample(fleet, examples, step)
+        for completion in group.completions
+        for token in completion.token_ids
+    }
+    assert len(banned) > 5
+    assert not sampled & banned
