@@ -30,9 +30,17 @@ class Summary:
     """
 
     def __init__(
-        self, run_dir: Path, *, rollout_engine: str, learner_engine: str, ray: str, device: str, model: dict[str, Any]
+        self,
+        run_dir: Path,
+        *,
+        rollout_engine: str,
+        learner_engine: str,
+        ray: str,
+        device: str,
+        model: dict[str, Any],
+        started: float | None = None,
     ) -> None:
-        """Start the clock.
+        """Take over what an earlier start of the run wrote.
 
         Args:
             run_dir: the run folder.
@@ -41,6 +49,7 @@ class Summary:
             ray: version.
             device: `cpu`, or the accelerator's name.
             model: `parameters` (count) and `architecture` (class name).
+            started: when the run began, seconds of `time.monotonic`; None: now.
 
         Raises:
             DigRlError: an earlier `summary.json` is damaged.
@@ -54,7 +63,7 @@ class Summary:
         seconds = earlier.get("seconds", {})
         self._busy = {phase: float(seconds.get(phase, 0.0)) for phase in PHASES}
         self._earlier_total = float(seconds.get("total", 0.0))
-        self._started = time.monotonic()
+        self._started = time.monotonic() if started is None else started
 
     def add_seconds(self, **busy: float) -> None:
         """Add busy seconds to phases, as `add_seconds(generate=2.1, score=0.1)`; names are those of `PHASES`."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import ray
+import numpy as np
 
 from dig_rl.actors.cluster import Cluster
 from dig_rl.actors.fleet import Fleet, launch_fleet, num_actors
@@ -37,6 +37,7 @@ _log = logging.getLogger(__name__)
 class Inputs:
     """What is checked and read before anything heavy starts."""
 
+    examples: list[Example]
     heldout: list[Example]
     curriculum: Curriculum
 
@@ -55,7 +56,7 @@ def read_inputs(config: Config, root: Path) -> Inputs:
     heldout = load_examples(data.path, data.heldout_split, **options)[: config.evaluation.max_pairs]
     stages = load_stages(root / config.curriculum)
     curriculum = Curriculum(stages, examples, seed=config.seed, prompts_per_step=config.rollout.prompts_per_step)
-    return Inputs(heldout, curriculum)
+    return Inputs(examples, heldout, curriculum)
 
 
 def train(config: Config, run: RunFolder, root: Path) -> dict[str, Any]:
@@ -73,9 +74,12 @@ def train(config: Config, run: RunFolder, root: Path) -> dict[str, Any]:
         DigRlError: anything a user can mend; the summary then says `failed`.
         KeyboardInterrupt: after Ctrl-C; the summary then says `interrupted`.
     """
+    started = time.monotonic()
     inputs = read_inputs(config, root)
     with Cluster(config.cluster, run.logs, num_actors(config)) as cluster:
-        training = Training(config, run, inputs, launch_fleet(cluster, config, root))
+        fleet = launch_fleet(cluster, config, root)
+        fleet.rollouts.check_token_budget([*inputs.examples, *inputs.heldout])
+        training = Training(config, run, inputs, fleet, started)
         try:
             training.run_to_end()
         except KeyboardInterrupt:
@@ -91,7 +95,7 @@ def train(config: Config, run: RunFolder, root: Path) -> dict[str, Any]:
 class Training:
     """A run between two steps, and the step."""
 
-    def __init__(self, config: Config, run: RunFolder, inputs: Inputs, fleet: Fleet) -> None:
+    def __init__(self, config: Config, run: RunFolder, inputs: Inputs, fleet: Fleet, started: float) -> None:
         self._config, self._run, self._inputs, self._fleet = config, run, inputs, fleet
         self._curriculum = inputs.curriculum
         self._store = CheckpointStore(run.checkpoints, config.checkpoint.keep_last)
@@ -105,9 +109,10 @@ class Training:
             run.path,
             rollout_engine=fleet.policy.engine,
             learner_engine=learner_engine,
-            ray=ray.__version__,
+            ray=fleet.cluster.ray_version,
             device=card.pop("device"),
             model=card,
+            started=started,
         )
 
     def run_to_end(self) -> None:
@@ -135,13 +140,18 @@ class Training:
         self._curriculum.observe(groups)
         kept, dropped = drop_groups_without_signal(groups, self._config.learner.min_reward_spread)
         figures |= summarise_groups(groups) | summarise_dropped(dropped, len(groups))
+        num_tokens = sum(len(completion.token_ids) for group in groups for completion in group.sampled.completions)
+        figures["rollout/tokens_per_s"] = num_tokens / figures["timing/generate_s"]
         if kept:  # otherwise the step counts, but there is nothing to learn from
             self._learner_is_ahead = True
-            figures |= self._fleet.learner.step([_training_group(group, self._config) for group in kept])
+            batch = [_training_group(group, self._config) for group in kept]
+            figures["advantage/std"] = float(np.std([advantage for group in batch for advantage in group.advantages]))
+            figures |= self._fleet.learner.step(batch)
             figures["timing/sync_s"] = self._fleet.sync_weights(self._step + 1)
         self._step += 1
         self._curriculum_state = self._curriculum.state_dict()
         self._learner_is_ahead = False
+        figures |= self._fleet.memory_gib()
         figures |= {"curriculum/stage_index": stage_index, "timing/step_s": time.perf_counter() - started}
         tracker.log(self._step, figures, stage=stage.name)
         progress.update(self._step, stage=stage.name, reward=figures["reward/total"], seconds=figures["timing/step_s"])

@@ -42,4 +42,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(end_with_message(main, "the run can be continued with the same command"))
+    sys.exit(end_with_message(main, "the same command continues the run"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -146,8 +147,6 @@ def test_a_sampler_that_saw_another_prompt_stops_the_learner(
     scorer: PolicyScorer, frontend: PolicyFrontend, tmp_path: Path
 ) -> None:
     group = make_group(frontend, make_pair(tmp_path, (96, 64)), [3])
-    other = TrainingGroup(
-        group.example, group.prompt_token_ids[:-1], group.completion_token_ids, ((-1.0,) * 3,), (1.0,)
-    )
+    other = replace(group, prompt_token_ids=group.prompt_token_ids[:-1])
     with pytest.raises(PolicyError, match=r"pair-0: .* one resize rule"):
         scorer(pack_group(other))

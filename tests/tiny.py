@@ -1,4 +1,4 @@
-"""The smallest real run: rendered pairs, a warmed-up policy of 0.3 million parameters, and how to start `make train` on them."""
+"""The smallest real run: rendered pairs, a warmed-up policy of 0.3 million parameters, and `make train` on them."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
@@ -55,6 +56,9 @@ class _Host:
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
         return function(self._object, *args)
+
+    def memory_gib(self) -> float:
+        return psutil.Process().memory_info().rss / 2**30
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,11 @@ class Cluster:
                 "check cluster.address, RAY_ADDRESS, free ports on loopback, and space in the temporary folder"
             ) from error
 
+    @property
+    def ray_version(self) -> str:
+        """Version of Ray."""
+        return str(ray.__version__)
+
     def spawn(
         self,
         name: str,
@@ -164,7 +173,8 @@ class Cluster:
             if pending and time.monotonic() - started > self._config.start_timeout_s:
                 raise ClusterError(
                     f"{names} not ready after {self._config.start_timeout_s:.0f} s; cluster offers "
-                    f"{ray.cluster_resources()}; logs in {self._log_dir}; raise cluster.start_timeout_s if loading is slow"
+                    f"{ray.cluster_resources()}; logs in {self._log_dir}; if loading is slow, raise "
+                    "cluster.start_timeout_s"
                 )
             if pending and not done:
                 _log.warning("waiting for %s; free resources: %s", names, ray.available_resources())
@@ -192,6 +202,11 @@ class Cluster:
                     f"{item.actor.name} died: {_why_it_died(error, item.actor)}; log: {item.actor.log_path}"
                 ) from error
         return results
+
+    def memory_gib(self) -> dict[Actor, float]:
+        """Resident memory of each actor's process."""
+        pending = [Pending(actor, actor.handle.memory_gib.remote()) for actor in self._actors]
+        return dict(zip(self._actors, self.gather(pending), strict=True))
 
     def __enter__(self) -> Cluster:
         return self

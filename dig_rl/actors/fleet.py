@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,6 +54,14 @@ class Rollouts:
         groups = self._deal(self._reward_services, "score_groups", sampled, step=step, stage=stage)
         scored = time.perf_counter()
         return groups, {"timing/generate_s": generated - started, "timing/score_s": scored - generated}
+
+    def check_token_budget(self, examples: Sequence[Example]) -> None:
+        """Make sure that every prompt and the longest answer fit the context.
+
+        Raises:
+            ConfigError: names the first pair that is too long.
+        """
+        self._cluster.gather([self._workers[0].call("check_token_budget", list(examples))])
 
     def answer(self, examples: Sequence[Example]) -> list[SampledGroup]:
         """Greedy answers, in order."""
@@ -125,6 +134,14 @@ class Fleet:
         sync_weights(self.cluster, self.ranks, self.workers, policy_version)
         return time.perf_counter() - started
 
+    def memory_gib(self) -> dict[str, float]:
+        """Resident memory of the largest process of each kind, as `memory/<kind>_gib`."""
+        largest: dict[str, float] = {}
+        for actor, gib in self.cluster.memory_gib().items():
+            name = f"memory/{actor.name.rpartition('-')[0]}_gib"
+            largest[name] = max(gib, largest.get(name, 0.0))
+        return largest
+
 
 def num_actors(config: Config) -> int:
     """How many actors a run starts."""
@@ -189,6 +206,8 @@ def _spawn_worker(cluster: Cluster, config: Config, index: int) -> Actor:
 def _spawn_ranks(cluster: Cluster, config: Config, root: Path) -> tuple[list[Actor], list[Pending]]:
     environment = {
         "OMP_NUM_THREADS": str(config.learner.num_threads),
+        # DeepSpeed looks for ninja on PATH to load its communication op.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "TORCH_EXTENSIONS_DIR": os.environ.get("TORCH_EXTENSIONS_DIR", str(root / ".cache" / "torch_extensions")),
     }
     if config.learner.num_gpus == 0:

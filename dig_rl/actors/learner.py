@@ -155,7 +155,8 @@ class Learner:
         if state["world_size"] != dist.get_world_size() and self._engine.zero_optimization():
             raise CheckpointError(
                 f"checkpoint {folder} was written by {state['world_size']} ranks, this run has "
-                f"{dist.get_world_size()}; set learner.num_ranks = {state['world_size']}, or start a new RUN from its policy"
+                f"{dist.get_world_size()}; set learner.num_ranks = {state['world_size']}, or start a new RUN from "
+                "its policy"
             )
         # The returned client state holds everything that was saved and is of no use here.
         path, _ = self._engine.load_checkpoint(folder, tag="learner")
@@ -204,11 +205,9 @@ class Learner:
         for name, parameter in model.named_parameters():
             if name in tied:
                 continue
-            with (
-                deepspeed.zero.GatheredParameters([parameter])
-                if hasattr(parameter, "ds_id")
-                else contextlib.nullcontext()
-            ):
+            # ZeRO-3 keeps a part of each parameter on each rank.
+            is_partitioned = hasattr(parameter, "ds_id")
+            with deepspeed.zero.GatheredParameters([parameter]) if is_partitioned else contextlib.nullcontext():
                 yield name, parameter.detach().to("cpu", dtype, copy=True)
 
 

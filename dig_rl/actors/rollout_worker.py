@@ -1,4 +1,4 @@
-"""One vLLM engine in process: samples groups, takes new weights in place, forgets everything the old weights computed."""
+"""One vLLM engine in process: samples groups, takes new weights in place, forgets what the old weights computed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from dig_rl.config import Config
 from dig_rl.errors import PolicyError
 from dig_rl.parsing import CoordinateFrame
-from dig_rl.policy.load import BAN_BIAS, load_frontend, load_images
+from dig_rl.policy.load import BAN_BIAS, check_token_budget, load_frontend, load_images
 from dig_rl.types import Completion, Example, FinishReason, SampledGroup
 
 
@@ -58,6 +58,14 @@ class RolloutWorker:
         """One most-likely completion of each pair."""
         params = [SamplingParams(n=1, temperature=0.0, **self._common_params()) for _ in examples]
         return self._generate(examples, params)
+
+    def check_token_budget(self, examples: Sequence[Example]) -> None:
+        """Make sure that every prompt and the longest answer fit the context.
+
+        Raises:
+            ConfigError: names the first pair that is too long.
+        """
+        check_token_budget(self._frontend, examples, self._config)
 
     def load_weights(self, buckets: Iterable[dict[str, torch.Tensor]], policy_version: int) -> None:
         """Replace the weights in place and drop every cache that holds features of the old ones.

@@ -66,7 +66,7 @@ class PackedGroup:
 
 
 def split_by_tokens(group: TrainingGroup, max_tokens: int) -> Iterator[TrainingGroup]:
-    """Cut a group that exceeds the token budget into parts that repeat the prompt; a part holds one completion or more."""
+    """Cut a group over the token budget into parts that repeat the prompt, each with one completion or more."""
     part: list[int] = []
     used = len(group.prompt_token_ids)
     for index, completion in enumerate(group.completion_token_ids):

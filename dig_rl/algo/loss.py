@@ -74,7 +74,7 @@ class LossTerms:
     importance_N: torch.Tensor
     """learner / rollout before truncation."""
     mismatch_kl_N: torch.Tensor
-    """exp(d) - 1 - d with d = learner - rollout log-probability, before the update."""
+    """float64; exp(d) - 1 - d with d = learner - rollout log-probability, before the update."""
 
 
 def grpo_loss(
@@ -121,5 +121,6 @@ def grpo_loss(
         clipped_low_N=((ratio_N < 1 - config.clip_low) & (advantage_N < 0)).float(),
         clipped_high_N=((ratio_N > 1 + config.clip_high) & (advantage_N > 0)).float(),
         importance_N=importance_N.detach(),
-        mismatch_kl_N=(importance_N - 1 - mismatch_N).detach(),
+        # In float64: for d near 0 the float32 difference is rounding alone.
+        mismatch_kl_N=(torch.expm1(mismatch_N.double()) - mismatch_N.double()).detach(),
     )

@@ -157,8 +157,8 @@ def check_token_budget(frontend: PolicyFrontend, examples: Sequence[Example], co
 def _load(loader: Any, policy: PolicyConfig, **options: Any) -> Any:
     if not policy.hub and not (Path(policy.path) / "config.json").is_file():
         raise PolicyError(
-            f"no policy at {policy.path}: expected a Hugging Face folder with config.json; `make policy` builds a small "
-            f"one there, policy.path names another, and policy.hub = true allows a hub name"
+            f"no policy at {policy.path}: expected a Hugging Face folder with config.json; `make warmup` makes a small "
+            "one there, policy.path names another, and policy.hub = true allows a hub name"
         )
     try:
         return loader.from_pretrained(policy.path, local_files_only=not policy.hub, trust_remote_code=False, **options)

@@ -1,0 +1,90 @@
+# The front door: `make help`. Paths here are relative, so that a space in the folder's own path does no harm.
+PYTHON ?= python3
+CONFIG ?= launch/configs/demo.toml
+RUN ?= $(basename $(notdir $(lastword $(CONFIG))))
+TARGET ?= ray
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export TORCH_EXTENSIONS_DIR := $(CURDIR)/.cache/torch_extensions
+
+PY := .venv/bin/python
+# An option for the command only where the variable is given: $(call option,--out,$(OUT))
+option = $(if $(2),$(1) '$(2)')
+quote = $(foreach word,$(1),'$(word)')
+SETTINGS = $(if $(SET),--set $(call quote,$(SET)))
+# For commands with a default of their own: a config only where the user names one
+NAMED_CONFIG = $(if $(filter-out file,$(origin CONFIG)),--config $(call quote,$(CONFIG)))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-blender doctor demo data policy warmup train eval report submit tensorboard \
+	test test-fast test-long test-pins lint clean need-python
+
+help: ## list every target
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "Start with: make demo"
+
+need-python:
+	@command -v "$(PYTHON)" >/dev/null || { \
+	  echo "Python 3.11 is needed and '$(PYTHON)' is not on PATH (Debian, Ubuntu: apt-get install python3.11" \
+	       "python3.11-venv python3.11-dev); or name one: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+
+setup: need-python ## build .venv; EXTRA=cpu|gpu overrides what the machine suggests
+	@"$(PYTHON)" -m launch.setup $(call option,--extra,$(EXTRA))
+
+setup-blender: need-python ## build .venv-blender, the renderer's own environment
+	@"$(PYTHON)" -m launch.setup --blender
+
+doctor: setup ## versions, devices, memory, and whether they fit CONFIG=
+	@$(PY) -m launch.doctor --config $(call quote,$(CONFIG)) $(SETTINGS)
+
+demo: setup setup-blender ## the whole thing, small: render, train through three stages, evaluate, report
+	@$(PY) -m launch.demo $(SETTINGS)
+
+data: setup setup-blender ## render image pairs: CONFIG= OUT= COUNT= WORKERS=
+	@$(PY) -m launch.data $(NAMED_CONFIG) \
+	  $(call option,--out,$(OUT)) $(call option,--count,$(COUNT)) $(call option,--workers,$(WORKERS))
+
+policy: setup ## build a small policy with random weights: CONFIG= OUT=
+	@$(PY) -m launch.policy $(NAMED_CONFIG) $(call option,--out,$(OUT))
+
+warmup: setup ## supervised start of a policy: CONFIG= OUT= SET=
+	@$(PY) -m launch.warmup --config $(call quote,$(CONFIG)) $(call option,--out,$(OUT)) $(SETTINGS)
+
+train: setup ## train: CONFIG= RUN= SET="learner.lr=1e-6 ..."; the same RUN continues
+	@$(PY) -m launch.train --config $(call quote,$(CONFIG)) --run '$(RUN)' $(SETTINGS)
+
+eval: setup ## answer held-out pairs greedily: CHECKPOINT= DATA= CONFIG= OUT=
+	@$(PY) -m launch.evaluate $(call option,--checkpoint,$(CHECKPOINT)) $(call option,--data,$(DATA)) \
+	  --config $(call quote,$(CONFIG)) $(call option,--out,$(OUT)) $(SETTINGS)
+
+report: setup ## rewrite runs/RUN/report.html: RUN=
+	@$(PY) -m launch.report --run '$(RUN)'
+
+submit: setup ## send a run to a cluster: CONFIG= RUN= SET= TARGET=ray|slurm NODES= DRY_RUN=1
+	@$(PY) -m launch.submit --target '$(TARGET)' $(call option,--nodes,$(NODES)) $(if $(DRY_RUN),--dry-run) \
+	  --config $(call quote,$(CONFIG)) --run '$(RUN)' $(SETTINGS)
+
+tensorboard: setup ## curves of all runs on http://127.0.0.1:6006
+	@.venv/bin/tensorboard --logdir runs --host 127.0.0.1
+
+test: setup setup-blender ## all tests but the long ones, under 20 minutes
+	@$(PY) -m pytest -m "not long"
+
+test-fast: setup ## tests that start no heavy process, under 2 minutes
+	@$(PY) -m pytest -m "not slow and not long"
+
+test-long: setup setup-blender ## every test
+	@$(PY) -m pytest
+
+test-pins: setup ## do the versions pinned for GPU machines still resolve? (dry run, installs nothing)
+	@$(PY) -m pytest -m long -k pins tests/test_setup.py
+
+lint: setup ## style, types, and the layers of imports
+	@$(PY) -m ruff check
+	@$(PY) -m ruff format --check
+	@$(PY) -m mypy
+	@.venv/bin/lint-imports
+
+clean: ## remove caches and both environments; runs and data stay
+	rm -rf .venv .venv-blender .cache .pytest_cache .ruff_cache .mypy_cache .import_linter_cache dig_rl.egg-info
+	find dig_rl launch rewards tests -name __pycache__ -type d -prune -exec rm -rf {} +

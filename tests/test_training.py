@@ -1,0 +1,195 @@
+"""`make train` on the real engines: the run folder it leaves, exact repetition, interruption, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from dig_rl.metrics import read_metrics, undocumented
+from tests.tiny import ENVIRONMENT, ROOT, TinyWorld
+
+pytestmark = pytest.mark.slow
+
+# Not reproducible, by nature.
+CLOCKS_AND_MEMORY = ("timing/", "memory/", "rollout/tokens_per_s")
+
+
+def what_must_repeat(run_dir: Path) -> list[dict[str, Any]]:
+    return [
+        {name: value for name, value in line.items() if not name.startswith(CLOCKS_AND_MEMORY)}
+        for line in read_metrics(run_dir)
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of an uninterrupted run through all three stages."""
+    runs = tmp_path_factory.mktemp("runs")
+    done = tiny_world.train(runs, "whole")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "step 3/3  mixed  reward" in done.stdout
+    return runs / "whole"
+
+
+def test_run_folder_holds_what_the_contract_says(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["status"] == "finished"
+    assert summary["rollout_engine"] == "vllm 0.32.0"
+    assert summary["learner_engine"] == "deepspeed 0.19.8"
+    assert summary["ray"] == "2.60.0"
+    assert summary["device"] == "cpu"
+    assert summary["model"]["architecture"] == "Qwen3VLForConditionalGeneration"
+    assert summary["model"]["parameters"] > 100_000
+    assert [(stage["name"], stage["steps"]) for stage in summary["stages"]] == [
+        ("single", 1),
+        ("dual", 1),
+        ("mixed", 1),
+    ]
+    assert summary["heldout"]["before"].keys() == summary["heldout"]["after"].keys()
+    assert summary["heldout"]["after"]["pairs"] == 4
+    assert 0 <= summary["mismatch_kl_max"] < 1e-6
+    seconds = summary["seconds"]
+    assert sum(value for name, value in seconds.items() if name != "total") == pytest.approx(seconds["total"], abs=0.1)
+    for name in ("config.json", "metrics.jsonl", "report.html", "checkpoints/step-3/manifest.json"):
+        assert (finished / name).is_file(), name
+    assert list((finished / "tensorboard").glob("events.out.tfevents.*"))
+    names = {name for line in read_metrics(finished) for name in line} - {"step", "stage"}
+    assert undocumented(names) == []
+
+
+def test_trained_policy_opens_in_transformers_and_differs_from_the_start(finished: Path, tiny_world: TinyWorld) -> None:
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    AutoProcessor.from_pretrained(finished / "policy")
+    after = AutoModelForImageTextToText.from_pretrained(finished / "policy").state_dict()
+    before = AutoModelForImageTextToText.from_pretrained(tiny_world.policy).state_dict()
+    assert after.keys() == before.keys()
+    assert any(not torch.equal(after[name], before[name]) for name in after)
+
+
+def test_trained_policy_opens_in_vllm_with_the_figures_of_the_run(
+    finished: Path, tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    command = [*tiny_world.train_command(tmp_path, "x")[:2], "launch.evaluate", "--out", str(tmp_path / "eval")]
+    config = ["--config", str(ROOT / "launch/configs/tiny.toml"), "--data", str(tiny_world.data)]
+    done = subprocess.run(
+        [*command, *config, "--checkpoint", str(finished / "policy")],
+        cwd=ROOT,
+        env=os.environ | ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "eval" / "figures.json").read_text())
+    assert figures == json.loads((finished / "summary.json").read_text())["heldout"]["after"]
+
+
+def test_same_seed_and_config_give_the_same_run_exactly(finished: Path, tiny_world: TinyWorld, tmp_path: Path) -> None:
+    done = tiny_world.train(tmp_path, "whole")
+    assert done.returncode == 0, done.stderr
+    assert what_must_repeat(tmp_path / "whole") == what_must_repeat(finished)
+
+
+def test_finished_run_is_left_alone(finished: Path, tiny_world: TinyWorld) -> None:
+    before = (finished / "metrics.jsonl").read_bytes()
+    done = tiny_world.train(finished.parent, "whole")
+    assert done.returncode == 0
+    assert "already finished" in done.stdout
+    assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+def wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the run ended before it could be interrupted"
+        assert time.monotonic() < deadline, "the run did not get far enough to be interrupted"
+        time.sleep(0.05)
+
+
+def all_children(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def start_training(world: TinyWorld, runs: Path, run: str, *more: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        world.train_command(runs, run, *more),
+        cwd=ROOT,
+        env=os.environ | ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # so that Ctrl-C can reach the whole foreground group, as a terminal sends it
+    )
+
+
+def test_ctrl_c_stops_within_seconds_and_the_same_command_continues_exactly(
+    finished: Path, tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    process = start_training(tiny_world, tmp_path, "whole")
+    wait_for((tmp_path / "whole/checkpoints/step-1/manifest.json").is_file, process)
+    children = all_children(process)
+    assert len(children) > 3  # Ray's own and the actors
+    os.killpg(process.pid, signal.SIGINT)
+    interrupted_at = time.monotonic()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert time.monotonic() - interrupted_at < 15
+    assert "the same command continues" in output
+    assert "Traceback" not in output
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert [child.name() for child in alive] == []
+    assert json.loads((tmp_path / "whole/summary.json").read_text())["status"] == "interrupted"
+
+    done = tiny_world.train(tmp_path, "whole")
+    assert done.returncode == 0, done.stderr
+    assert what_must_repeat(tmp_path / "whole") == what_must_repeat(finished)
+
+
+def test_killed_learner_ends_the_run_with_its_name_and_leaves_nothing_behind(
+    finished: Path, tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    process = start_training(tiny_world, tmp_path, "whole")
+    wait_for((tmp_path / "whole/checkpoints/step-1/manifest.json").is_file, process)
+    children = all_children(process)
+    hosts = [child for child in children if "_Host" in " ".join(child.cmdline())]
+    learner = max(hosts, key=lambda child: "learner-0.log" in str([f.path for f in child.open_files()]))
+    learner.send_signal(signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, output
+    assert "learner-0 died" in output
+    assert "learner-0.log" in output
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert [child.name() for child in alive] == []
+    assert json.loads((tmp_path / "whole/summary.json").read_text())["status"] == "failed"
+
+    done = tiny_world.train(tmp_path, "whole")
+    assert done.returncode == 0, done.stderr
+    assert what_must_repeat(tmp_path / "whole") == what_must_repeat(finished)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ('policy.path="nowhere"', "no policy at nowhere"),
+        ('data.path="nowhere"', "nowhere"),
+        ("rollout.max_model_len=100", "its prompt takes"),
+        ('curriculum="curricula/none.toml"', "curricula/none.toml"),
+        ("learner.lrr=1", "did you mean learner.lr"),
+        ('reward.terms={f1={use="rewards/box_f1.py:nothing", weight=1.0}}', "box_f1"),
+    ],
+)
+def test_mistakes_end_with_one_message(tiny_world: TinyWorld, tmp_path: Path, override: str, message: str) -> None:
+    done = tiny_world.train(tmp_path, "wrong", override)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert len(done.stderr.strip().splitlines()) <= 4
