@@ -5,6 +5,8 @@ RUN ?= $(basename $(notdir $(lastword $(CONFIG))))
 TARGET ?= ray
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/.cache/torch_extensions
+# Says which accelerator there is before DeepSpeed, asked at every import of transformers, wonders aloud.
+export DS_ACCELERATOR ?= $(if $(wildcard /dev/nvidia0),cuda,cpu)
 
 PY := .venv/bin/python
 # An option for the command only where the variable is given: $(call option,--out,$(OUT))

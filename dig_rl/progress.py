@@ -38,18 +38,18 @@ class TrainProgress:
             )
             self._task = self._bar.add_task("training", total=total_steps, completed=first_step, figures="")
 
-    def update(self, step: int, *, stage: str, reward: float, seconds: float) -> None:
+    def update(self, step: int, *, stage: str, figure: str, seconds: float) -> None:
         """Show one finished step.
 
         Args:
             step: steps done, counted from 1.
             stage: stage the step belongs to.
-            reward: mean total reward in [0, 1].
+            figure: what to watch, as `reward 0.412`.
             seconds: wall-clock seconds the step took.
         """
         self._durations.append(seconds)
         left = (self._total - step) * sum(self._durations) / len(self._durations)
-        figures = f"reward {reward:.3f}  {seconds:.1f} s/step  {_clock(left)} left"
+        figures = f"{figure}  {seconds:.1f} s/step  {_clock(left)} left"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=stage, figures=figures)
         else:

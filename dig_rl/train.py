@@ -76,9 +76,11 @@ def train(config: Config, run: RunFolder, root: Path) -> dict[str, Any]:
     """
     started = time.monotonic()
     inputs = read_inputs(config, root)
+    _log.info("starting Ray, vLLM and DeepSpeed; what they print goes to %s", run.logs)
     with Cluster(config.cluster, run.logs, num_actors(config)) as cluster:
         fleet = launch_fleet(cluster, config, root)
         fleet.rollouts.check_token_budget([*inputs.examples, *inputs.heldout])
+        _log.info("engines are ready after %.0f s", time.monotonic() - started)
         training = Training(config, run, inputs, fleet, started)
         try:
             training.run_to_end()
@@ -154,7 +156,8 @@ class Training:
         figures |= self._fleet.memory_gib()
         figures |= {"curriculum/stage_index": stage_index, "timing/step_s": time.perf_counter() - started}
         tracker.log(self._step, figures, stage=stage.name)
-        progress.update(self._step, stage=stage.name, reward=figures["reward/total"], seconds=figures["timing/step_s"])
+        reward = f"reward {figures['reward/total']:.3f}"
+        progress.update(self._step, stage=stage.name, figure=reward, seconds=figures["timing/step_s"])
         busy = {phase: figures.get(f"timing/{phase}_s", 0.0) for phase in ("generate", "score", "learn", "sync")}
         self.summary.add_seconds(**busy)
 

@@ -6,6 +6,7 @@ Prompt, image handling and answer format are those of the rollouts, so GRPO cont
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Image
 from datasets import Sequence as ListOf
+from datasets.utils.logging import disable_progress_bar as disable_progress_bars
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
 
@@ -20,6 +23,7 @@ from dig_rl.boxes import px_to_unit
 from dig_rl.config import Config
 from dig_rl.errors import PolicyError
 from dig_rl.policy.load import PolicyFrontend, load_frontend, load_model
+from dig_rl.progress import TrainProgress
 from dig_rl.prompts import format_answer
 from dig_rl.types import Example
 
@@ -46,6 +50,8 @@ def warm_up(config: Config, examples: Sequence[Example], out: Path) -> dict[str,
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    disable_progress_bars()
     trainer = SFTTrainer(
         model=load_model(policy).train(),
         args=SFTConfig(
@@ -70,14 +76,34 @@ def warm_up(config: Config, examples: Sequence[Example], out: Path) -> dict[str,
         train_dataset=_dataset(examples, frontend, settings.coordinate_levels),
         processing_class=frontend.processor,
     )
-    trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    for noisy in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(noisy)
+    with TrainProgress(settings.steps) as progress:
+        trainer.add_callback(_ShowProgress(progress))
+        trainer.train()
+    losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
     trainer.model.save_pretrained(partial / "policy")
     frontend.processor.save_pretrained(partial / "policy")
     (partial / "policy").rename(out)
     shutil.rmtree(partial)
     tenth = max(1, len(losses) // 10)
     return {"loss_first": float(np.mean(losses[:tenth])), "loss_last": float(np.mean(losses[-tenth:]))}
+
+
+class _ShowProgress(TrainerCallback):
+    """Our bar in place of the trainer's."""
+
+    def __init__(self, progress: TrainProgress) -> None:
+        self._progress = progress
+        self._last = (0, time.monotonic())
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if logs is None or "loss" not in logs:
+            return  # the closing summary
+        step, now = state.global_step, time.monotonic()
+        seconds = (now - self._last[1]) / max(1, step - self._last[0])
+        self._last = (step, now)
+        self._progress.update(step, stage="warm-up", figure=f"loss {float(logs['loss']):.3f}", seconds=seconds)
 
 
 def _dataset(examples: Sequence[Example], frontend: PolicyFrontend, levels: int) -> Dataset:

@@ -21,7 +21,7 @@ def end_with_message(main: Callable[[], None], after_interrupt: str) -> int:
     Returns:
         0 done, 1 an error that the message explains, 130 interrupted.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     logging.getLogger("dig_rl").setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _as_keyboard_interrupt)
     try:

@@ -15,8 +15,8 @@ from dig_rl.progress import TrainProgress
 def test_plain_lines_without_control_characters_when_not_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with TrainProgress(total_steps=12, first_step=1) as progress:
         progress.note("held-out before: [bold] F1 0.100")
-        progress.update(2, stage="single", reward=0.41234, seconds=3.0)
-        progress.update(3, stage="[dual]", reward=0.5, seconds=5.0)
+        progress.update(2, stage="single", figure="reward 0.412", seconds=3.0)
+        progress.update(3, stage="[dual]", figure="reward 0.500", seconds=5.0)
     assert capsys.readouterr().out.splitlines() == [
         "held-out before: [bold] F1 0.100",
         "step  2/12  single  reward 0.412  3.0 s/step  0:30 left",
@@ -26,9 +26,9 @@ def test_plain_lines_without_control_characters_when_not_a_terminal(capsys: pyte
 
 def test_the_estimate_follows_the_last_ten_steps(capsys: pytest.CaptureFixture[str]) -> None:
     with TrainProgress(total_steps=3611) as progress:
-        progress.update(1, stage="s", reward=0.0, seconds=1000.0)
+        progress.update(1, stage="s", figure="reward 0.000", seconds=1000.0)
         for step in range(2, 12):
-            progress.update(step, stage="s", reward=0.0, seconds=1.0)
+            progress.update(step, stage="s", figure="reward 0.000", seconds=1.0)
     assert capsys.readouterr().out.splitlines()[-1].endswith("1.0 s/step  1:00:00 left")
 
 
@@ -47,7 +47,7 @@ def test_a_terminal_gets_a_bar_with_the_same_figures(monkeypatch: pytest.MonkeyP
     with os.fdopen(side, "w") as terminal:
         monkeypatch.setattr(sys, "stdout", terminal)
         with TrainProgress(total_steps=4) as progress:
-            progress.update(3, stage="[dual]", reward=0.25, seconds=2.0)
+            progress.update(3, stage="[dual]", figure="reward 0.250", seconds=2.0)
             progress.note("a line that stays")
         monkeypatch.undo()
     shown = read_to_end(main)
