@@ -160,7 +160,7 @@ def _model_config(config: SmallPolicyConfig, tokenizer: Qwen2Tokenizer) -> Qwen3
             "num_attention_heads": config.text_heads,
             "num_key_value_heads": config.text_heads // 2 if config.text_heads % 2 == 0 else config.text_heads,
             "head_dim": config.head_dim,
-            "max_position_embeddings": 4096,
+            "max_position_embeddings": 32768,
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 10000.0,
