@@ -21,6 +21,7 @@ from dig_rl.checkpoint import CheckpointStore
 from dig_rl.config import Config
 from dig_rl.curriculum import Curriculum, load_stages
 from dig_rl.data import load_examples
+from dig_rl.errors import DataError, PluginError
 from dig_rl.evaluate import evaluate_greedily
 from dig_rl.metrics import summarise_dropped, summarise_groups
 from dig_rl.plugins import load_plugin
@@ -88,6 +89,10 @@ def train(config: Config, run: RunFolder, root: Path) -> dict[str, Any]:
             training.save()
             training.summary.write("interrupted")
             raise
+        except (PluginError, DataError):  # the engines are well: nothing that was learned need be lost
+            training.save()
+            training.summary.write("failed")
+            raise
         except BaseException:
             training.summary.write("failed")
             raise
@@ -103,7 +108,7 @@ class Training:
         self._store = CheckpointStore(run.checkpoints, config.checkpoint.keep_last)
         self._step = 0
         self._curriculum_state = self._curriculum.state_dict()  # as of the last finished step
-        self._learner_is_ahead = False
+        self._is_mid_step = False  # learner, log and curriculum disagree then
         self._saved_step = 0
         self._saved_at = time.monotonic()
         learner_engine, card = fleet.learner.facts()
@@ -144,20 +149,19 @@ class Training:
         figures |= summarise_groups(groups) | summarise_dropped(dropped, len(groups))
         num_tokens = sum(len(completion.token_ids) for group in groups for completion in group.sampled.completions)
         figures["rollout/tokens_per_s"] = num_tokens / figures["timing/generate_s"]
+        step = self._step + 1
+        self._is_mid_step = True
         if kept:  # otherwise the step counts, but there is nothing to learn from
-            self._learner_is_ahead = True
             batch = [_training_group(group, self._config) for group in kept]
             figures["advantage/std"] = float(np.std([advantage for group in batch for advantage in group.advantages]))
             figures |= self._fleet.learner.step(batch)
-            figures["timing/sync_s"] = self._fleet.sync_weights(self._step + 1)
-        self._step += 1
-        self._curriculum_state = self._curriculum.state_dict()
-        self._learner_is_ahead = False
+            figures["timing/sync_s"] = self._fleet.sync_weights(step)
         figures |= self._fleet.memory_gib()
         figures |= {"curriculum/stage_index": stage_index, "timing/step_s": time.perf_counter() - started}
-        tracker.log(self._step, figures, stage=stage.name)
+        tracker.log(step, figures, stage=stage.name)
+        self._step, self._curriculum_state, self._is_mid_step = step, self._curriculum.state_dict(), False
         reward = f"reward {figures['reward/total']:.3f}"
-        progress.update(self._step, stage=stage.name, figure=reward, seconds=figures["timing/step_s"])
+        progress.update(step, stage=stage.name, figure=reward, seconds=figures["timing/step_s"])
         busy = {phase: figures.get(f"timing/{phase}_s", 0.0) for phase in ("generate", "score", "learn", "sync")}
         self.summary.add_seconds(**busy)
 
@@ -194,8 +198,8 @@ class Training:
         return self._curriculum.finished or self._step % config.every_steps == 0 or is_time
 
     def save(self) -> None:
-        """Write a checkpoint of the last finished step, unless there is one, or the learner is already past it."""
-        if self._learner_is_ahead or self._step == self._saved_step:
+        """Write a checkpoint of the last finished step, unless there is one, or the next one has begun to change things."""
+        if self._is_mid_step or self._step == self._saved_step:
             return
 
         def write(folder: Path) -> None:
