@@ -198,7 +198,7 @@ class Training:
         return self._curriculum.finished or self._step % config.every_steps == 0 or is_time
 
     def save(self) -> None:
-        """Write a checkpoint of the last finished step, unless there is one, or the next one has begun to change things."""
+        """Write a checkpoint of the last finished step, unless there is one or the next step has begun to count."""
         if self._is_mid_step or self._step == self._saved_step:
             return
 
