@@ -129,6 +129,7 @@ class Cluster:
         name: str,
         target: str,
         *args: Any,
+        num_cpus: float = 1,
         num_gpus: float = 0,
         environment: dict[str, str] | None = None,
     ) -> Actor:
@@ -138,12 +139,13 @@ class Cluster:
             name: for logs and errors.
             target: `module:Class`.
             args: of the constructor.
+            num_cpus: slots that Ray reserves; an actor without one is placed on any machine at once.
             num_gpus: that Ray reserves.
             environment: of the actor's process, set before it imports anything.
         """
         log_path = self._log_dir / f"{name}.log"
         host = ray.remote(_Host).options(
-            num_cpus=1,
+            num_cpus=num_cpus,
             num_gpus=num_gpus,
             runtime_env={"env_vars": MANNERS | (environment or {})},
         )

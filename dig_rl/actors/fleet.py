@@ -168,6 +168,8 @@ def launch_fleet(cluster: Cluster, config: Config, root: Path) -> Fleet:
             str(root),
             facts.frame,
             facts.prompt,
+            # It works while the others wait for it; a slot for it would keep a run off a head of two cores.
+            num_cpus=0,
             environment={"OMP_NUM_THREADS": "1"},
         )
         for index in range(config.reward.num_workers)
