@@ -284,7 +284,7 @@ def _parse_override(text: str) -> dict[str, Any]:
     except tomllib.TOMLDecodeError:
         parsed = {}
     # A line break could begin further keys, which would then be dropped in silence.
-    value = parsed["value"] if parsed.keys() == {"value"} else raw
+    value: Any = parsed["value"] if parsed.keys() == {"value"} else raw
     for part in reversed(key.strip().split(".")):
         value = {part: value}
     return value

@@ -28,7 +28,9 @@ def mistake(*overrides: str, files: list[str | Path] | None = None) -> str:
 
 
 def test_later_layers_win_and_tables_merge(tmp_path: Path) -> None:
-    first = write(tmp_path, "first.toml", "seed = 1\n[learner]\nlr = 1e-5\nnum_threads = 3\n[rollout]\ngroup_size = 4\n")
+    first = write(
+        tmp_path, "first.toml", "seed = 1\n[learner]\nlr = 1e-5\nnum_threads = 3\n[rollout]\ngroup_size = 4\n"
+    )
     second = write(tmp_path, "second.toml", "[learner]\nlr = 1e-4\n")
     config = load_config([first, second], ["rollout.group_size=6"])
     assert config.learner.lr == 1e-4  # the later file
