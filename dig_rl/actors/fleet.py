@@ -227,5 +227,5 @@ def _spawn_ranks(cluster: Cluster, config: Config, root: Path) -> tuple[list[Act
         )
         for rank in range(num_ranks)
     ]
-    master = cluster.gather([ranks[0].call("rendezvous")])[0]
+    master = cluster.wait_for([ranks[0].call("rendezvous")])[0]
     return ranks, [rank.call("join", master) for rank in ranks]

@@ -181,8 +181,8 @@ def _chat_prompt(path: str, processor: Any, image_token_id: int, messages: list[
     if marker_id != image_token_id or prompt.count(IMAGE_MARKER) != 2:
         raise PolicyError(
             f"policy {path}: expected {IMAGE_MARKER} to be token {image_token_id} (image_token_id of config.json) and "
-            f"twice in the prompt of a pair, found token {marker_id} and {prompt.count(IMAGE_MARKER)} times; tokenizer, chat "
-            "template and config.json must come from one model"
+            f"twice in the prompt of a pair, found token {marker_id}, {prompt.count(IMAGE_MARKER)} times; tokenizer, "
+            "chat template and config.json must come from one model"
         )
     return prompt
 
