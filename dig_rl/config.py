@@ -10,7 +10,7 @@ import difflib
 import json
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -21,7 +21,9 @@ S = TypeVar("S", bound=BaseModel)
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+    )
 
 
 class PolicyConfig(_Section):
@@ -247,6 +249,8 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"no config file at {path}; name an existing TOML file with CONFIG=") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read the config file {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
@@ -276,9 +280,11 @@ def _parse_override(text: str) -> dict[str, Any]:
     if not equals or not key.strip():
         raise ConfigError(f'SET takes "section.key=value", found "{text}"')
     try:
-        value = tomllib.loads(f"value = {raw}")["value"]
+        parsed = tomllib.loads(f"value = {raw}")
     except tomllib.TOMLDecodeError:
-        value = raw
+        parsed = {}
+    # A line break could begin further keys, which would then be dropped in silence.
+    value: Any = parsed["value"] if parsed.keys() == {"value"} else raw
     for part in reversed(key.strip().split(".")):
         value = {part: value}
     return value
@@ -290,17 +296,22 @@ def _describe(problem: Any, model: type[BaseModel]) -> str:
     if problem["type"] != "extra_forbidden":
         found = "" if isinstance(problem.get("input"), dict) else f", found {problem.get('input')!r}"
         return f"{name}: {problem['msg'].removeprefix('Value error, ')}{found}"
-    known = _known_keys(model)
+    known = _known_keys(model, path)
     siblings = [key for key in known if key.rpartition(".")[0] == ".".join(path[:-1])]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
     near_sibling = difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)
     return f"{name}: no such key; did you mean {(near_sibling or near or ['?'])[0]}?"
 
 
-def _known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+def _known_keys(model: type[BaseModel], path: list[str], prefix: str = "") -> list[str]:
+    """Dotted keys of `model`; a table whose keys the user names has the one that stands in `path`."""
     keys = []
     for name, field in model.model_fields.items():
         keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += _known_keys(field.annotation, f"{prefix}{name}.")
+        inner, below = field.annotation, f"{prefix}{name}."
+        if get_origin(inner) is dict:
+            own_name = path[below.count(".") :][:1] or ["*"]
+            inner, below = get_args(inner)[1], f"{below}{own_name[0]}."
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            keys += _known_keys(inner, path, below)
     return keys

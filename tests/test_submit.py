@@ -6,15 +6,9 @@ import json
 import os
 import secrets
 import shlex
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +17,7 @@ import pytest
 from dig_rl.config import Config, load_config
 from dig_rl.errors import ClusterError
 from launch import submit
+from tests.ray_head import running_ray_head
 
 
 def submit_command(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -154,54 +149,10 @@ def test_slurm_script_starts_head_then_workers_then_trains(
         assert "--nodes=1 --ntasks=1 --exclude=first" in workers[0]
 
 
-def free_ports(count: int) -> list[int]:
-    """Loopback ports that nothing listens on at this moment."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [server.getsockname()[1] for server in sockets]
-    for server in sockets:
-        server.close()
-    return ports
-
-
 @pytest.fixture(scope="module")
 def ray_head() -> Iterator[dict[str, str]]:
-    """A Ray head of our own that asks for a token of our own; yields what a client's environment needs.
-
-    It is stopped by the process that started it and by nothing broader.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="digray", dir="/tmp"))  # socket paths must stay short
-    (folder / "token").write_text(secrets.token_hex(32))
-    port, dashboard, agent = free_ports(3)
-    client = {"RAY_ADDRESS": f"http://127.0.0.1:{dashboard}", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
-    command = [
-        str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1",
-        f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}",
-        "--dashboard-host=127.0.0.1", "--num-cpus=2", "--disable-usage-stats", f"--temp-dir={folder}",
-    ]  # fmt: skip
-    settings = {"RAY_worker_niceness": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
-    head = subprocess.Popen(command, env=os.environ | settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_for_dashboard(client["RAY_ADDRESS"], head)
+    with running_ray_head() as client:
         yield client
-    finally:
-        head.terminate()
-        head.wait(timeout=90)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def wait_for_dashboard(address: str, head: subprocess.Popen[bytes], patience_s: float = 120) -> None:
-    """Block until the head answers, if only that a token is needed."""
-    deadline = time.monotonic() + patience_s
-    while time.monotonic() < deadline:
-        assert head.poll() is None, "ray start ended early"
-        try:
-            urllib.request.urlopen(f"{address}/api/jobs/", timeout=5).close()
-        except urllib.error.HTTPError as answer:
-            assert answer.code == 401
-            return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.5)
-    raise AssertionError(f"no Ray head at {address} after {patience_s} s")
 
 
 FOLLOW = """

@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from dig_rl.config import ClusterConfig
 from dig_rl.errors import ClusterError, DigRlError
@@ -129,6 +129,7 @@ class Cluster:
         name: str,
         target: str,
         *args: Any,
+        num_cpus: float = 1,
         num_gpus: float = 0,
         environment: dict[str, str] | None = None,
     ) -> Actor:
@@ -138,12 +139,13 @@ class Cluster:
             name: for logs and errors.
             target: `module:Class`.
             args: of the constructor.
+            num_cpus: slots that Ray reserves; an actor without one is placed on any machine at once.
             num_gpus: that Ray reserves.
             environment: of the actor's process, set before it imports anything.
         """
         log_path = self._log_dir / f"{name}.log"
         host = ray.remote(_Host).options(
-            num_cpus=1,
+            num_cpus=num_cpus,
             num_gpus=num_gpus,
             runtime_env={"env_vars": MANNERS | (environment or {})},
         )
@@ -153,20 +155,30 @@ class Cluster:
         return actor
 
     def wait_until_ready(self, also: Sequence[Pending] = ()) -> None:
-        """Block until every actor is built, saying every half minute for which ones it waits.
+        """Block until every actor is built.
 
         Args:
             also: further results that the actors' readiness includes.
 
         Raises:
-            DigRlError: what an actor raised while it was built, as itself.
+            DigRlError, ClusterError: as `wait_for`.
+        """
+        self.wait_for([*self._building, *also])
+        self._building.clear()
+
+    def wait_for(self, awaited: Sequence[Pending]) -> list[Any]:
+        """Results in order from actors that may still be loading, saying every half minute which ones it waits for.
+
+        Raises:
+            DigRlError: what an actor raised, also while it was built, as itself.
             ClusterError: an actor died or the time limit passed; names it and its log.
         """
         started = time.monotonic()
-        pending = {item.ref: item for item in [*self._building, *also]}
-        self._building.clear()
+        actors = {item.actor for item in awaited}
+        builds = [item for item in self._building if item.actor in actors]
+        pending = {item.ref: item for item in [*builds, *awaited]}
         while pending:
-            done, _ = ray.wait(list(pending), num_returns=1, timeout=_REPORT_WAIT_EVERY_S)
+            done, _ = ray.wait(list(pending), num_returns=1, timeout=self._patience(started))
             for ref in done:
                 self.gather([pending.pop(ref)])
             names = ", ".join(sorted({item.actor.name for item in pending.values()}))
@@ -178,6 +190,7 @@ class Cluster:
                 )
             if pending and not done:
                 _log.warning("waiting for %s; free resources: %s", names, ray.available_resources())
+        return self.gather(awaited)
 
     def gather(self, pending: Sequence[Pending]) -> list[Any]:
         """Results in order.
@@ -197,11 +210,15 @@ class Cluster:
                 raise ClusterError(
                     f"{item.actor.name} failed: {type(cause).__name__}: {cause}; log: {item.actor.log_path}"
                 ) from error
-            except (RayActorError, GetTimeoutError) as error:
+            except RayError as error:
                 raise ClusterError(
                     f"{item.actor.name} died: {_why_it_died(error, item.actor)}; log: {item.actor.log_path}"
                 ) from error
         return results
+
+    def _patience(self, started: float) -> float:
+        left = self._config.start_timeout_s - (time.monotonic() - started)
+        return min(_REPORT_WAIT_EVERY_S, max(left, 0.0) + 0.1)
 
     def memory_gib(self) -> dict[Actor, float]:
         """Resident memory of each actor's process."""

@@ -168,6 +168,8 @@ def launch_fleet(cluster: Cluster, config: Config, root: Path) -> Fleet:
             str(root),
             facts.frame,
             facts.prompt,
+            # It works while the others wait for it; a slot for it would keep a run off a head of two cores.
+            num_cpus=0,
             environment={"OMP_NUM_THREADS": "1"},
         )
         for index in range(config.reward.num_workers)
@@ -225,5 +227,5 @@ def _spawn_ranks(cluster: Cluster, config: Config, root: Path) -> tuple[list[Act
         )
         for rank in range(num_ranks)
     ]
-    master = cluster.gather([ranks[0].call("rendezvous")])[0]
+    master = cluster.wait_for([ranks[0].call("rendezvous")])[0]
     return ranks, [rank.call("join", master) for rank in ranks]

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from PIL import Image
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
@@ -22,7 +24,10 @@ from dig_rl.parsing import CoordinateFrame, frame_of
 from dig_rl.prompts import chat_messages
 from dig_rl.types import BoxTarget, Example
 
-VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+IMAGE_MARKER = "<|image_pad|>"
+"""Stands for one image in a chat-formatted prompt."""
+
+VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", IMAGE_MARKER, "<|video_pad|>")
 """A completion never contains these: the learner would look for images that are not there."""
 
 BAN_BIAS = -100.0
@@ -99,7 +104,7 @@ def load_frontend(policy: PolicyConfig, box_target: BoxTarget) -> PolicyFrontend
     if policy.max_pixels is not None:
         area["longest_edge"] = policy.max_pixels
     processor.image_processor.size = area
-    prompt = processor.apply_chat_template(chat_messages(box_target, frame), add_generation_prompt=True, tokenize=False)
+    prompt = _chat_prompt(policy.path, processor, model_config.image_token_id, chat_messages(box_target, frame))
     vocabulary_size = model_config.get_text_config().vocab_size
     banned = {tokenizer.convert_tokens_to_ids(token) for token in VISION_TOKENS if token in tokenizer.get_vocab()}
     banned |= set(range(len(tokenizer), vocabulary_size))
@@ -118,11 +123,24 @@ def load_model(policy: PolicyConfig) -> PreTrainedModel:
     """Open the weights of a policy in its compute type.
 
     Raises:
-        PolicyError: the folder is missing or is not a vision-language policy.
+        PolicyError: the folder is missing, is not a vision-language policy, or lacks weights.
     """
-    return _load(
-        AutoModelForImageTextToText, policy, dtype=getattr(torch, policy.dtype), attn_implementation="sdpa"
-    ).eval()
+    model, found = _load(
+        AutoModelForImageTextToText,
+        policy,
+        dtype=getattr(torch, policy.dtype),
+        attn_implementation="sdpa",
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # refused below, with names
+    )
+    # transformers fills these with random numbers and a warning.
+    unusable = sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])})
+    if unusable:
+        raise PolicyError(
+            f"policy {policy.path}: {len(unusable)} weights are missing or of another shape than config.json says, "
+            f"first {unusable[0]}; config.json and the weight files must come from one model"
+        )
+    return model.eval()
 
 
 def load_images(example: Example) -> tuple[Image.Image, Image.Image]:
@@ -154,6 +172,21 @@ def check_token_budget(frontend: PolicyFrontend, examples: Sequence[Example], co
             )
 
 
+def _chat_prompt(path: str, processor: Any, image_token_id: int, messages: list[dict[str, Any]]) -> str:
+    try:
+        prompt = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except (ValueError, TemplateError) as error:
+        raise PolicyError(f"policy {path}: its chat template is missing or broken: {error}") from None
+    marker_id = processor.tokenizer.get_vocab().get(IMAGE_MARKER)
+    if marker_id != image_token_id or prompt.count(IMAGE_MARKER) != 2:
+        raise PolicyError(
+            f"policy {path}: expected {IMAGE_MARKER} to be token {image_token_id} (image_token_id of config.json) and "
+            f"twice in the prompt of a pair, found token {marker_id}, {prompt.count(IMAGE_MARKER)} times; tokenizer, "
+            "chat template and config.json must come from one model"
+        )
+    return prompt
+
+
 def _load(loader: Any, policy: PolicyConfig, **options: Any) -> Any:
     if not policy.hub and not (Path(policy.path) / "config.json").is_file():
         raise PolicyError(
@@ -162,5 +195,5 @@ def _load(loader: Any, policy: PolicyConfig, **options: Any) -> Any:
         )
     try:
         return loader.from_pretrained(policy.path, local_files_only=not policy.hub, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise PolicyError(f"cannot open policy {policy.path}: {error}") from error
