@@ -110,7 +110,7 @@ def test_finished_run_is_left_alone(finished: Path, tiny_world: TinyWorld) -> No
 def wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, "the run ended before it could be interrupted"
+        assert process.poll() is None, f"the run ended before it could be interrupted:\n{process.communicate()[0]}"
         assert time.monotonic() < deadline, "the run did not get far enough to be interrupted"
         time.sleep(0.05)
 
