@@ -13,6 +13,7 @@ PY := .venv/bin/python
 option = $(if $(2),$(1) '$(2)')
 quote = $(foreach word,$(1),'$(word)')
 SETTINGS = $(if $(SET),--set $(call quote,$(SET)))
+CHANGED_PLUGINS = $(if $(ALLOW_CHANGED_PLUGINS),--allow-changed-plugins)
 # For commands with a default of their own: a config only where the user names one
 NAMED_CONFIG = $(if $(filter-out file,$(origin CONFIG)),--config $(call quote,$(CONFIG)))
 
@@ -52,8 +53,8 @@ policy: setup ## build a small policy with random weights: CONFIG= OUT=
 warmup: setup ## supervised start of a policy: CONFIG= OUT= SET=
 	@$(PY) -m launch.warmup --config $(call quote,$(CONFIG)) $(call option,--out,$(OUT)) $(SETTINGS)
 
-train: setup ## train: CONFIG= RUN= SET="learner.lr=1e-6 ..."; the same RUN continues
-	@$(PY) -m launch.train --config $(call quote,$(CONFIG)) --run '$(RUN)' $(SETTINGS)
+train: setup ## train: CONFIG= RUN= SET="learner.lr=1e-6 ..." ALLOW_CHANGED_PLUGINS=1; the same RUN continues
+	@$(PY) -m launch.train --config $(call quote,$(CONFIG)) --run '$(RUN)' $(CHANGED_PLUGINS) $(SETTINGS)
 
 eval: setup ## answer held-out pairs greedily: CHECKPOINT= DATA= CONFIG= OUT=
 	@$(PY) -m launch.evaluate $(call option,--checkpoint,$(CHECKPOINT)) $(call option,--data,$(DATA)) \
@@ -64,7 +65,7 @@ report: setup ## rewrite runs/RUN/report.html: RUN=
 
 submit: setup ## send a run to a cluster: CONFIG= RUN= SET= TARGET=ray|slurm NODES= DRY_RUN=1
 	@$(PY) -m launch.submit --target '$(TARGET)' $(call option,--nodes,$(NODES)) $(if $(DRY_RUN),--dry-run) \
-	  --config $(call quote,$(CONFIG)) --run '$(RUN)' $(SETTINGS)
+	  --config $(call quote,$(CONFIG)) --run '$(RUN)' $(CHANGED_PLUGINS) $(SETTINGS)
 
 tensorboard: setup ## curves of all runs on http://127.0.0.1:6006
 	@.venv/bin/tensorboard --logdir runs --host 127.0.0.1

@@ -84,6 +84,14 @@ class RewardConfig(_Section):
     """Longer answers are `too_many`."""
     num_workers: int = Field(1, ge=1)
     """Reward service actors."""
+    num_processes: int = Field(1, ge=1)
+    """Scoring processes of one service; plugins run there and nowhere else."""
+    time_limit_s: float = Field(10.0, gt=0)
+    """Wall-clock time that scoring one completion may take; then its process is stopped and replaced."""
+    memory_limit_gib: float = Field(2.0, gt=0)
+    """Memory that one scoring process may allocate, imports of the plugins included."""
+    max_failed_frac: float = Field(0.0, ge=0, lt=1)
+    """Completions of a step that plugins may break on; these are masked. One more stops the run."""
 
     @model_validator(mode="after")
     def _weights_sum_to_one(self) -> RewardConfig:

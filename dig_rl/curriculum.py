@@ -137,8 +137,9 @@ class Curriculum:
 
     def observe(self, groups: Sequence[RolloutGroup]) -> None:
         """Take note of how one step's groups of one stage were rewarded, dropped groups included."""
-        if groups:
-            self._mean_rewards[groups[0].stage].append(float(np.mean([group.rewards.mean() for group in groups])))
+        means = [group.rewards.mean() for group in groups if group.scored]
+        if means:
+            self._mean_rewards[groups[0].stage].append(float(np.mean(means)))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a checkpoint needs, as JSON values."""

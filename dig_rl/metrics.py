@@ -7,6 +7,7 @@ elsewhere: a reward term of the config, a reason for dropping a group, a process
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -29,10 +30,11 @@ class Metric(NamedTuple):
 
 
 METRICS = (
-    Metric("reward/total", "0-1", "Mean reward of all completions of the step, before any group is dropped"),
+    Metric("reward/total", "0-1", "Mean reward of all scored completions of the step, before any group is dropped"),
     Metric("reward/<term>", "0-1", "Mean raw value of one reward term, unweighted"),
-    Metric("reward/parse_rate", "fraction", "Completions whose answer could be read (status `ok` or `empty`)"),
+    Metric("reward/parse_rate", "fraction", "Scored completions whose answer could be read (status `ok` or `empty`)"),
     Metric("reward/group_std", "0-1", "Mean over groups of the standard deviation (ddof 1) of the rewards in a group"),
+    Metric("reward/failed_frac", "fraction", "Completions masked because a reward plugin broke on them; never scored"),
     Metric(
         "rollout/mismatch_kl", "nats", "Mean of exp(d) - 1 - d over completion tokens, d = learner - rollout log-prob"
     ),
@@ -81,19 +83,20 @@ def summarise_groups(groups: list[RolloutGroup]) -> dict[str, float]:
 
     Args:
         groups: every group of the step, at least one, before groups without signal are dropped. Groups may differ in
-            size; means are over completions.
+            size; means are over completions. Masked completions count in `reward/failed_frac` and `rollout/` alone.
 
     Returns:
-        `reward/total`, `reward/<term>`, `reward/parse_rate`, `reward/group_std`, `rollout/completion_tokens`,
-        `rollout/truncated_frac`, `rollout/cached_token_frac`.
+        `reward/total`, `reward/<term>`, `reward/parse_rate`, `reward/group_std` (NaN if no group has two scores),
+        `reward/failed_frac`, `rollout/completion_tokens`, `rollout/truncated_frac`, `rollout/cached_token_frac`.
 
     Raises:
-        ValueError: `groups` is empty.
+        ValueError: `groups` holds no scored completion.
     """
-    if not groups:
-        raise ValueError("summarise_groups needs at least one group, found none")
-    scores = [score for group in groups for score in group.scores]
+    scores = [score for group in groups for score in group.scored]
+    if not scores:
+        raise ValueError(f"expected at least one scored completion, found none in {len(groups)} groups")
     completions = [completion for group in groups for completion in group.sampled.completions]
+    spreads = [group.rewards.std(ddof=1) for group in groups if len(group.scored) > 1]
     prompt_tokens = sum(len(group.sampled.prompt_token_ids) for group in groups)
     cached_tokens = sum(group.sampled.num_cached_tokens for group in groups)
     figures: dict[str, Any] = {"reward/total": np.mean([score.total for score in scores])}
@@ -101,7 +104,8 @@ def summarise_groups(groups: list[RolloutGroup]) -> dict[str, float]:
         figures[f"reward/{term}"] = np.mean([score.terms[term] for score in scores])
     figures |= {
         "reward/parse_rate": np.mean([score.status in ("ok", "empty") for score in scores]),
-        "reward/group_std": np.mean([group.rewards.std(ddof=1) for group in groups]),
+        "reward/group_std": np.mean(spreads) if spreads else math.nan,
+        "reward/failed_frac": 1 - len(scores) / len(completions),
         "rollout/completion_tokens": np.mean([len(completion.token_ids) for completion in completions]),
         "rollout/truncated_frac": np.mean([completion.finish_reason == "length" for completion in completions]),
         "rollout/cached_token_frac": cached_tokens / prompt_tokens,

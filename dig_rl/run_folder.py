@@ -18,10 +18,11 @@ from pydantic import BaseModel
 
 from dig_rl.config import differing_keys
 from dig_rl.durable import read_json_object, write_durably
-from dig_rl.errors import ConfigError, DigRlError
+from dig_rl.errors import ConfigError, DigRlError, PluginError
 
 CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"
+PLUGINS_FILE = "plugins.json"
 LOCK_FILE = ".lock"
 
 _RECORDED_PACKAGES = (
@@ -69,6 +70,36 @@ class RunFolder:
             lock.close()
             raise
         return cls(path, lock, continued=continued)
+
+    def record_plugins(self, hashes: dict[str, str], *, allow_changed: bool) -> None:
+        """Record the reward plugins of a new run; refuse changed ones where training would go on from a checkpoint.
+
+        Args:
+            hashes: sha256 of each plugin's file by its `use`.
+            allow_changed: go on with changed plugins, and add them to the record.
+
+        Raises:
+            PluginError: a plugin is not the recorded one.
+            DigRlError: the record cannot be written or is damaged.
+        """
+        path = self.path / PLUGINS_FILE
+        saved = read_json_object(path, "restore it; it says which plugins the run was trained with") or {}
+        versions = saved.get("versions", [])
+        recorded = versions[-1]["sha256"] if versions else hashes
+        changed = differing_keys(recorded, hashes)
+        resumes = any(self.checkpoints.glob("step-*"))
+        if changed and resumes and not allow_changed:
+            raise PluginError(
+                f"run {self.path.name} was trained with other reward plugins; these changed (sha256 recorded -> "
+                "now):\n  " + "\n  ".join(changed) + "\nRestore them, go on with the changed ones by "
+                "ALLOW_CHANGED_PLUGINS=1, or choose another RUN= name"
+            )
+        if changed or not versions:
+            version = {"since": _now(), "sha256": hashes}
+            try:
+                write_durably(path, json.dumps({"versions": [*versions, version]}, indent=2) + "\n")
+            except OSError as error:
+                raise _cannot_use(self.path, error) from error
 
     @property
     def checkpoints(self) -> Path:
@@ -174,7 +205,7 @@ def _record_start(path: Path) -> None:
     """Append versions and source revision of this start: a run may be continued with others than it began with."""
     saved = read_json_object(path, "remove it; it only describes past starts") or {}
     start = {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "started": _now(),
         **_source_revision(),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -182,6 +213,10 @@ def _record_start(path: Path) -> None:
         "packages": _installed_versions(),
     }
     write_durably(path, json.dumps({"starts": [*saved.get("starts", []), start]}, indent=2) + "\n")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _source_revision() -> dict[str, Any]:

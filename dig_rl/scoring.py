@@ -6,7 +6,7 @@ A bad answer is data and earns 0. A bad plugin stops the run: nothing is ever sc
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from numbers import Real
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from dig_rl.boxes import assign, px_to_unit
 from dig_rl.config import RewardConfig
 from dig_rl.errors import PluginError
 from dig_rl.parsing import CoordinateFrame, ParsedAnswer, parse_answer
-from dig_rl.plugins import load_plugin
+from dig_rl.plugins import RewardFunction, load_plugin
 from dig_rl.types import Completion, RewardInput, SampledGroup, Score
 
 _EXCERPT_CHARACTERS = 200
@@ -26,7 +26,14 @@ class Scorer:
     """Scores groups of completions under one reward config; holds no state between calls."""
 
     def __init__(
-        self, reward_config: RewardConfig, *, root: Path, thinking: bool, frame: CoordinateFrame, prompt: str
+        self,
+        reward_config: RewardConfig,
+        *,
+        root: Path,
+        thinking: bool,
+        frame: CoordinateFrame,
+        prompt: str,
+        watch: Callable[[str, RewardFunction], RewardFunction] | None = None,
     ) -> None:
         """Load and check every plugin.
 
@@ -36,6 +43,7 @@ class Scorer:
             thinking: the policy thinks before it answers.
             frame: coordinate convention of the policy's family.
             prompt: text that the policy was asked, shown to plugins.
+            watch: given a term's name and function, returns what is called in its place.
 
         Raises:
             PluginError: a plugin cannot be loaded or its kwargs do not fit.
@@ -45,6 +53,8 @@ class Scorer:
         self._frame = frame
         self._prompt = prompt
         self._functions = {name: load_plugin(term.use, term.kwargs, root) for name, term in reward_config.terms.items()}
+        if watch is not None:
+            self._functions = {name: watch(name, function) for name, function in self._functions.items()}
 
     def score(self, group: SampledGroup, *, step: int, stage: str) -> tuple[Score, ...]:
         """Score the completions of one pair.
@@ -63,9 +73,13 @@ class Scorer:
         Raises:
             PluginError: a plugin raises, or returns anything but a number in [0, 1].
         """
+        return tuple(map(self.for_group(group, step=step, stage=stage), group.completions))
+
+    def for_group(self, group: SampledGroup, *, step: int, stage: str) -> Callable[[Completion], Score]:
+        """`score` for one completion of `group` at a time: what is returned raises for that completion alone."""
         target_boxes_px = np.array(group.example.target_boxes_px, dtype=np.float64).reshape(-1, 4)
         target_unit = _read_only(px_to_unit(target_boxes_px, group.example.image_size_px))
-        return tuple(self._score_one(group, completion, target_unit, step, stage) for completion in group.completions)
+        return lambda completion: self._score_one(group, completion, target_unit, step, stage)
 
     def _score_one(
         self,
@@ -123,10 +137,15 @@ class Scorer:
         return float(value)
 
     def _broken(self, name: str, item: RewardInput, what: str) -> PluginError:
-        return PluginError(
-            f'reward plugin "{self._config.terms[name].use}" (term {name}) {what}, on pair {item.pair_id} at step '
-            f"{item.step} for the completion {_excerpt(item.completion)}; fix the plugin, then continue the run"
-        )
+        return PluginError(broken_plugin(self._config, name, what, item.pair_id, item.step, item.completion))
+
+
+def broken_plugin(
+    reward_config: RewardConfig, term: str | None, what: str, pair_id: str, step: int, completion: str
+) -> str:
+    """One sentence: which plugin did `what`, on which pair and completion; `term` None: parsing or matching."""
+    blamed = f'reward plugin "{reward_config.terms[term].use}" (term {term})' if term else "parsing or matching"
+    return f"{blamed} {what}, on pair {pair_id} at step {step} for the completion {_excerpt(completion)}"
 
 
 def _read_only(boxes: np.ndarray) -> np.ndarray:

@@ -27,6 +27,7 @@ from dig_rl.metrics import summarise_dropped, summarise_groups
 from dig_rl.plugins import load_plugin
 from dig_rl.progress import TrainProgress
 from dig_rl.run_folder import RunFolder
+from dig_rl.scoring_pool import hash_plugins
 from dig_rl.summary import Summary
 from dig_rl.tracking import Tracker
 from dig_rl.types import Example, RolloutGroup
@@ -41,6 +42,7 @@ class Inputs:
     examples: list[Example]
     heldout: list[Example]
     curriculum: Curriculum
+    plugin_hashes: dict[str, str]
 
 
 def read_inputs(config: Config, root: Path) -> Inputs:
@@ -57,16 +59,17 @@ def read_inputs(config: Config, root: Path) -> Inputs:
     heldout = load_examples(data.path, data.heldout_split, **options)[: config.evaluation.max_pairs]
     stages = load_stages(root / config.curriculum)
     curriculum = Curriculum(stages, examples, seed=config.seed, prompts_per_step=config.rollout.prompts_per_step)
-    return Inputs(examples, heldout, curriculum)
+    return Inputs(examples, heldout, curriculum, hash_plugins(config.reward, root))
 
 
-def train(config: Config, run: RunFolder, root: Path) -> dict[str, Any]:
+def train(config: Config, run: RunFolder, root: Path, *, allow_changed_plugins: bool = False) -> dict[str, Any]:
     """Run, or continue, one training run to its end.
 
     Args:
         config: the run.
         run: its open folder.
         root: folder that plugins and curricula are found in.
+        allow_changed_plugins: continue although reward plugins are not those that the run was trained with.
 
     Returns:
         The contents of `summary.json`.
@@ -77,6 +80,7 @@ def train(config: Config, run: RunFolder, root: Path) -> dict[str, Any]:
     """
     started = time.monotonic()
     inputs = read_inputs(config, root)
+    run.record_plugins(inputs.plugin_hashes, allow_changed=allow_changed_plugins)
     _log.info("starting Ray, vLLM and DeepSpeed; what they print goes to %s", run.logs)
     with Cluster(config.cluster, run.logs, num_actors(config)) as cluster:
         fleet = launch_fleet(cluster, config, root)
@@ -206,7 +210,8 @@ class Training:
             (folder / "learner").mkdir()
             self._fleet.learner.save(folder / "learner")
 
-        self._store.save(self._step, write, {"curriculum": self._curriculum_state})
+        state = {"curriculum": self._curriculum_state, "plugins": self._inputs.plugin_hashes}
+        self._store.save(self._step, write, state)
         self._saved_step, self._saved_at = self._step, time.monotonic()
         self.summary.write("running")
 

@@ -7,7 +7,7 @@ coordinates; all are `[N, 4]` xyxy, half-open, origin top-left.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -90,17 +90,39 @@ class Score:
 
 
 @dataclass(frozen=True)
+class ScoreFailure:
+    """A completion that has no reward because a plugin broke on it; never the same as a reward of 0."""
+
+    reason: str
+    """One sentence: plugin, what it did, pair, excerpt."""
+
+
+@dataclass(frozen=True)
 class RolloutGroup:
     """A sampled group with its scores: the unit that GRPO compares within."""
 
     sampled: SampledGroup
-    scores: tuple[Score, ...]
+    scores: tuple[Score | None, ...]
+    """G scores; None where the completion is masked: its plugin broke, so nothing is known about it."""
     stage: str
 
     @property
+    def scored(self) -> tuple[Score, ...]:
+        """The K <= G scores that there are, in order."""
+        return tuple(score for score in self.scores if score is not None)
+
+    @property
     def rewards(self) -> np.ndarray:
-        """`[G]` float64 total rewards."""
-        return np.array([score.total for score in self.scores], dtype=np.float64)
+        """`[K]` float64 total rewards of `scored`."""
+        return np.array([score.total for score in self.scored], dtype=np.float64)
+
+    def without_masked(self) -> RolloutGroup:
+        """This group with its K scored completions alone."""
+        if None not in self.scores:
+            return self
+        pairs = zip(self.sampled.completions, self.scores, strict=True)
+        completions = tuple(completion for completion, score in pairs if score is not None)
+        return replace(self, sampled=replace(self.sampled, completions=completions), scores=self.scored)
 
 
 @dataclass(frozen=True)

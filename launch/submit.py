@@ -39,6 +39,11 @@ def main() -> None:
     parser.add_argument("--run", required=True, help="name of the run (RUN=)")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides (SET=)")
     parser.add_argument("--runs-dir", default=os.environ.get("RUNS_DIR", "runs"), help="folder of all runs (RUNS_DIR)")
+    parser.add_argument(
+        "--allow-changed-plugins",
+        action="store_true",
+        help="continue although reward plugins changed since the last start (ALLOW_CHANGED_PLUGINS=1)",
+    )
     parser.add_argument("--nodes", type=int, default=1, help="Slurm: machines to ask for (NODES=)")
     parser.add_argument("--dry-run", action="store_true", help="print what would be sent (DRY_RUN=1)")
     arguments = parser.parse_args()
@@ -46,6 +51,7 @@ def main() -> None:
     runs_dir = Path(arguments.runs_dir).resolve()
     overrides = [*arguments.set, *absolute_paths(config)]
     training = training_arguments(arguments.config, arguments.run, runs_dir, overrides)
+    training += ["--allow-changed-plugins"] if arguments.allow_changed_plugins else []
     if arguments.target == "slurm":
         script = slurm_script(training, config, arguments.run, runs_dir, arguments.nodes)
         print(script) if arguments.dry_run else queue(script, runs_dir)

@@ -25,6 +25,11 @@ def main() -> None:
         "--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides, e.g. learner.lr=1e-5 (SET=)"
     )
     parser.add_argument("--runs-dir", default="runs", help="folder of all runs")
+    parser.add_argument(
+        "--allow-changed-plugins",
+        action="store_true",
+        help="continue although reward plugins changed since the last start (ALLOW_CHANGED_PLUGINS=1)",
+    )
     arguments = parser.parse_args()
     config = load_config(arguments.config, arguments.set)
     with RunFolder.open(arguments.runs_dir, arguments.run, config) as run:
@@ -33,7 +38,7 @@ def main() -> None:
             print(f"run {arguments.run} is already finished; choose another RUN= to train again")
         else:
             try:
-                summary = train(config, run, ROOT)
+                summary = train(config, run, ROOT, allow_changed_plugins=arguments.allow_changed_plugins)
             finally:
                 if (run.path / "summary.json").is_file():
                     write_report(run.path)

@@ -13,11 +13,12 @@ from dig_rl.types import Completion, Example, RolloutGroup, SampledGroup, Score
 rewards_lists = st.lists(st.floats(0, 1), min_size=2, max_size=8).map(np.array)
 
 
-def group(*rewards: float) -> RolloutGroup:
+def group(*rewards: float | None) -> RolloutGroup:
     example = Example("pair", "/a.png", "/b.png", (96, 64), ((1.0, 1.0, 9.0, 9.0),), ("color",), "train")
     completions = tuple(Completion((1,), (-1.0,), "", "stop", seed) for seed in range(len(rewards)))
     sampled = SampledGroup(example, (1,), completions, 0, (96, 64), 0)
-    return RolloutGroup(sampled, tuple(Score(reward, {}, "ok", 1) for reward in rewards), "single")
+    scores = tuple(None if reward is None else Score(reward, {}, "ok", 1) for reward in rewards)
+    return RolloutGroup(sampled, scores, "single")
 
 
 def test_advantages_by_hand() -> None:
@@ -64,4 +65,14 @@ def test_groups_are_dropped_in_place_and_counted_by_reason() -> None:
     groups = [group(0.0, 0.0), useful, group(1.0, 1.0), group(0.5, 0.5), also_useful, group(0.0, 1e-7)]
     kept, dropped = drop_groups_without_signal(groups, 1e-6)
     assert kept == [useful, also_useful]
-    assert dropped == {"all_zero": 2, "all_one": 1, "all_equal": 1}
+    assert dropped == {"masked": 0, "all_zero": 2, "all_one": 1, "all_equal": 1}
+
+
+def test_masked_completions_leave_their_group_and_a_group_of_one_is_dropped() -> None:
+    groups = [group(0.0, None, 1.0, 0.5), group(None, 1.0), group(None, None), group(None, 0.25, 0.25)]
+    kept, dropped = drop_groups_without_signal(groups, 1e-6)
+    assert dropped == {"masked": 2, "all_zero": 0, "all_one": 0, "all_equal": 1}
+    (left,) = kept
+    assert [completion.seed for completion in left.sampled.completions] == [0, 2, 3]
+    # As if the masked one had never been sampled: mean 1/2, standard deviation 1/2.
+    np.testing.assert_allclose(compute_advantages(left.rewards, 0.0), [-1.0, 1.0, 0.0])

@@ -121,13 +121,14 @@ def test_checkpoint_of_a_run_that_draws_other_pairs_is_refused(changed: dict[str
 
 
 def test_observed_rewards_are_kept_by_stage_and_survive_a_checkpoint() -> None:
-    def group(example: Example, *rewards: float) -> RolloutGroup:
+    def group(example: Example, *rewards: float | None) -> RolloutGroup:
         sampled = SampledGroup(example, (1,), (), 0, (96, 64), 0)
-        return RolloutGroup(sampled, tuple(Score(reward, {}, "ok", 1) for reward in rewards), "single")
+        scores = tuple(None if reward is None else Score(reward, {}, "ok", 1) for reward in rewards)
+        return RolloutGroup(sampled, scores, "single")
 
     source = curriculum()
     source.observe([group(PAIRS[0], 0.0, 0.5), group(PAIRS[1], 0.5, 1.0)])
-    source.observe([group(PAIRS[0], 1.0, 1.0)])
+    source.observe([group(PAIRS[0], 1.0, None), group(PAIRS[1], None, None)])  # masked: not observed
     source.observe([])
     resumed = curriculum()
     resumed.load_state_dict(json.loads(json.dumps(source.state_dict())))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,6 +83,7 @@ def test_summary_of_two_groups_equals_hand_computed_means() -> None:
             "reward/f1": 0.25,
             "reward/parse_rate": 0.75,
             "reward/group_std": (0.5**0.5 + 0) / 2,  # spread of (0, 1) with ddof 1 is sqrt(1/2)
+            "reward/failed_frac": 0.0,
             "rollout/completion_tokens": 4.0,
             "rollout/truncated_frac": 0.25,
             "rollout/cached_token_frac": 32 / 40,
@@ -96,8 +100,24 @@ def test_every_figure_is_a_plain_float_that_json_takes() -> None:
     assert json.loads(json.dumps(figures)) == figures
 
 
-def test_no_groups_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one group"):
+def test_masked_completions_are_counted_and_not_averaged() -> None:
+    options: dict[str, Any] = {"statuses": ["ok"] * 3, "finish": ["stop"] * 3, "prompt_tokens": 4, "cached": 0}
+    first, second = (group([0.0, 1.0, 0.5], lengths=[1, 2, 3], **options) for _ in range(2))
+    masked = [
+        replace(first, scores=(first.scores[0], None, first.scores[2])),
+        replace(second, scores=(None, second.scores[1], None)),
+    ]
+    figures = summarise_groups(masked)
+    assert figures["reward/total"] == pytest.approx((0.0 + 0.5 + 1.0) / 3)
+    assert figures["reward/f1"] == pytest.approx((0.0 + 0.25 + 0.5) / 3)
+    assert figures["reward/failed_frac"] == pytest.approx(3 / 6)
+    assert figures["reward/group_std"] == pytest.approx(0.125**0.5)  # of 0 and 1/2; one score has no spread
+    assert figures["rollout/completion_tokens"] == 2.0  # masked or not, they were sampled
+    assert math.isnan(summarise_groups(masked[1:])["reward/group_std"])
+
+
+def test_no_scored_completion_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one scored completion, found none in 0 groups"):
         summarise_groups([])
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dig_rl.config import Config, LearnerConfig, RolloutConfig
-from dig_rl.errors import ConfigError, DigRlError
+from dig_rl.errors import ConfigError, DigRlError, PluginError
 from dig_rl.run_folder import RunFolder, move_aside
 
 
@@ -44,6 +44,25 @@ def test_a_changed_config_is_refused_with_the_keys_that_differ(tmp_path: Path) -
         assert lines[1:4] == ["  learner.lr: 1e-06 -> 1e-05", "  rollout.group_size: 8 -> 4", "  seed: 0 -> 1"]
         assert "RUN=" in lines[-1]
     RunFolder.open(tmp_path, "r", Config()).close()
+
+
+def test_changed_plugins_are_refused_once_there_is_a_checkpoint_unless_told_to(tmp_path: Path) -> None:
+    old, new = {"a.py:f": "0" * 64, "b.py:g": "1" * 64}, {"a.py:f": "2" * 64, "b.py:g": "1" * 64}
+    with RunFolder.open(tmp_path, "r", Config()) as run:
+        for hashes in (new, old, old):  # nothing is trained yet, so nothing is mixed
+            run.record_plugins(hashes, allow_changed=False)
+        (run.checkpoints / "step-1").mkdir(parents=True)
+        run.record_plugins(old, allow_changed=False)
+        for _ in range(2):
+            with pytest.raises(PluginError) as caught:
+                run.record_plugins(new, allow_changed=False)
+            assert f'\n  a.py:f: "{"0" * 64}" -> "{"2" * 64}"\n' in str(caught.value)
+            assert "b.py" not in str(caught.value)
+            assert "ALLOW_CHANGED_PLUGINS=1" in str(caught.value)
+        run.record_plugins(new, allow_changed=True)
+        run.record_plugins(new, allow_changed=False)
+    versions = json.loads((run.path / "plugins.json").read_text())["versions"]
+    assert [version["sha256"] for version in versions] == [new, old, new]
 
 
 @pytest.mark.parametrize("contents", ['{"seed": 0', "[]", "", "\xff"])

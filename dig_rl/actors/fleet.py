@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from dig_rl.actors.cluster import Actor, Cluster, Pending
 from dig_rl.actors.weight_sync import sync_weights
 from dig_rl.algo.batch import TrainingGroup, shard_groups
 from dig_rl.config import Config
+from dig_rl.masking import mask_failures, max_failed
 from dig_rl.parsing import CoordinateFrame
 from dig_rl.rollout import group_seeds
+from dig_rl.scoring_pool import hash_plugins
 from dig_rl.types import Example, RolloutGroup, SampledGroup
 
 
@@ -32,10 +34,11 @@ class Rollouts:
     """Rollout workers and the reward service behind one door."""
 
     def __init__(
-        self, cluster: Cluster, workers: Sequence[Actor], reward_services: Sequence[Actor], run_seed: int
+        self, cluster: Cluster, workers: Sequence[Actor], reward_services: Sequence[Actor], config: Config
     ) -> None:
         self._cluster = cluster
-        self._run_seed = run_seed
+        self._run_seed = config.seed
+        self._max_failed_frac = config.reward.max_failed_frac
         self._workers = workers
         self._reward_services = reward_services
 
@@ -46,12 +49,18 @@ class Rollouts:
 
         Returns:
             The groups, and seconds by phase (`timing/generate_s`, `timing/score_s`).
+
+        Raises:
+            PluginError: reward plugins broke on more completions than the budget allows.
         """
         started = time.perf_counter()
         seeds = group_seeds(self._run_seed, step, examples)
         sampled = self._deal(self._workers, "sample_groups", list(examples), seeds)
         generated = time.perf_counter()
-        groups = self._deal(self._reward_services, "score_groups", sampled, step=step, stage=stage)
+        allowed = max_failed(sampled, self._max_failed_frac)
+        slim = [_without_logprobs(group) for group in sampled]
+        outcomes = self._deal(self._reward_services, "score_groups", slim, step=step, stage=stage, max_failed=allowed)
+        groups = mask_failures(sampled, outcomes, stage=stage, max_failed=allowed)
         scored = time.perf_counter()
         return groups, {"timing/generate_s": generated - started, "timing/score_s": scored - generated}
 
@@ -143,6 +152,12 @@ class Fleet:
         return largest
 
 
+def _without_logprobs(group: SampledGroup) -> SampledGroup:
+    # Plugins do not see them, and they are most of what would travel.
+    completions = tuple(replace(completion, logprobs_rollout=()) for completion in group.completions)
+    return replace(group, completions=completions)
+
+
 def num_actors(config: Config) -> int:
     """How many actors a run starts."""
     return config.rollout.num_workers + config.learner.num_ranks + config.reward.num_workers
@@ -156,6 +171,7 @@ def launch_fleet(cluster: Cluster, config: Config, root: Path) -> Fleet:
         config: the run.
         root: folder that reward plugins are found in.
     """
+    plugin_hashes = hash_plugins(config.reward, root)
     workers = [_spawn_worker(cluster, config, index) for index in range(config.rollout.num_workers)]
     ranks, joining = _spawn_ranks(cluster, config, root)
     cluster.wait_until_ready(joining)
@@ -168,6 +184,7 @@ def launch_fleet(cluster: Cluster, config: Config, root: Path) -> Fleet:
             str(root),
             facts.frame,
             facts.prompt,
+            plugin_hashes,
             # It works while the others wait for it; a slot for it would keep a run off a head of two cores.
             num_cpus=0,
             environment={"OMP_NUM_THREADS": "1"},
@@ -177,7 +194,7 @@ def launch_fleet(cluster: Cluster, config: Config, root: Path) -> Fleet:
     cluster.wait_until_ready()
     return Fleet(
         cluster,
-        Rollouts(cluster, workers, rewards, config.seed),
+        Rollouts(cluster, workers, rewards, config),
         LearnerRanks(cluster, ranks),
         facts,
         tuple(workers),
@@ -189,7 +206,7 @@ def launch_rollouts(cluster: Cluster, config: Config) -> tuple[Rollouts, PolicyF
     """Start rollout workers alone, to answer pairs without training."""
     workers = [_spawn_worker(cluster, config, index) for index in range(config.rollout.num_workers)]
     cluster.wait_until_ready()
-    return Rollouts(cluster, workers, [], config.seed), PolicyFacts(*cluster.gather([workers[0].call("facts")])[0])
+    return Rollouts(cluster, workers, [], config), PolicyFacts(*cluster.gather([workers[0].call("facts")])[0])
 
 
 def _spawn_worker(cluster: Cluster, config: Config, index: int) -> Actor:

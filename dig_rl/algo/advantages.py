@@ -47,14 +47,17 @@ def drop_groups_without_signal(
         tolerance: least difference between the highest and lowest reward of a group.
 
     Returns:
-        The kept groups in order, and how many were dropped by reason: `all_zero` (nothing right), `all_one` (nothing
-        left to learn), `all_equal`.
+        The kept groups in order, with their scored completions alone, and how many were dropped by reason: `masked`
+        (fewer than two completions have a score), `all_zero` (nothing right), `all_one` (nothing left to learn),
+        `all_equal`.
     """
     kept = []
-    dropped = {"all_zero": 0, "all_one": 0, "all_equal": 0}
+    dropped = {"masked": 0, "all_zero": 0, "all_one": 0, "all_equal": 0}
     for group in groups:
-        if has_signal(group.rewards, tolerance):
-            kept.append(group)
+        if len(group.scored) < 2:
+            dropped["masked"] += 1
+        elif has_signal(group.rewards, tolerance):
+            kept.append(group.without_masked())
         else:
             dropped[_why_dropped(float(group.rewards.mean()), tolerance)] += 1
     return kept, dropped

@@ -41,8 +41,11 @@ _CURVES = (
     ("Gradient norm", ("learner/grad_norm",), "norm"),
     ("Completion length", ("rollout/completion_tokens",), "tokens"),
     ("Entropy", ("learner/entropy",), "nats"),
-    ("Left out", ("groups/dropped_frac", "rollout/truncated_frac"), "fraction"),
+    ("Left out", ("groups/dropped_frac", "rollout/truncated_frac", "reward/failed_frac"), "fraction"),
 )
+
+_NOT_REWARDS = ("reward/total", "reward/group_std", "reward/failed_frac")
+"""Names that are not drawn among the parts of the reward."""
 
 
 def write_report(run_dir: Path) -> Path:
@@ -145,7 +148,7 @@ def _match_rule(config: dict[str, Any]) -> MatchRule:
 def _plots(lines: plots.Lines) -> list[tuple[str, str, bool]]:
     """(title, data URI, whether it takes the whole width) of every plot that has something to show."""
     terms = sorted({name for line in lines for name in line if name.startswith("reward/")})
-    shown = ["reward/total", *(name for name in terms if name not in ("reward/total", "reward/group_std"))]
+    shown = ["reward/total", *(name for name in terms if name not in _NOT_REWARDS)]
     drawn = [("Reward and its parts", plots.curves(lines, shown, unit="reward", size_in=plots.WIDE_IN), True)]
     drawn += [(title, plots.curves(lines, names, unit=unit), False) for title, names, unit in _CURVES]
     drawn.append(("Time by phase", plots.phase_areas(lines, [phase for phase in PHASES if phase != "evaluate"]), True))
