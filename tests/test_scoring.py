@@ -190,6 +190,15 @@ def test_scores_come_in_the_order_of_the_completions() -> None:
     assert [score.total for score in group] == pytest.approx([1.0, 0.0, 0.1, 0.0])
 
 
+def test_malformed_box_that_counts_is_paid_as_a_box_nowhere() -> None:
+    lenient = RewardConfig(count_malformed_boxes=True)
+    text = "[[100, 200, 300, 400], [9, 9, 1, 1]]"
+    assert [scores([text], [EXACT], config)[0].total for config in (SHIPPED, lenient)] == pytest.approx(
+        [0.0, 0.1 + 0.45 * (2 / 3 + 1 / 2)]
+    )
+    assert scores([text], [EXACT], lenient)[0].num_predicted == 2
+
+
 def test_term_weights_come_from_the_config() -> None:
     use = "rewards/answer_format.py:answer_format"
     config = RewardConfig.model_validate(
