@@ -31,13 +31,15 @@ _MAX_NESTING = 8
 _NOWHERE = (0.0, 0.0, 0.0, 0.0)
 _END_OF_THINKING = "</think>"
 # A bracket starts an array or an object only if what follows could: "[above]" and "{red}" are prose.
-_OPENING = re.compile(r'\[(?=\s*(?:[\[\]{"\-0-9]|true|false|null|NaN|Infinity))|\{(?=\s*["}])')
-# What can change the depth inside an array: a list of plain values at once, a bracket, a string (which may break off),
-# and any character that JSON has no use for. Nothing here backtracks over what it has read.
-_PLAIN = r"0-9+\-.eE,: \t\r\ntrufalsnNaIiy"
-_TOKEN = re.compile(
-    rf'(?P<flat>\[[{_PLAIN}]*+\])|(?P<opens>[\[{{])|(?P<closes>[\]}}])|"(?:[^"\\]|\\.)*+"?|(?P<broken>[^{_PLAIN}])',
-    re.DOTALL,
+_OPENING = re.compile(r'\[(?=[ \t\r\n]*(?:[\[\]{"\-0-9]|true|false|null|NaN|Infinity))|\{(?=[ \t\r\n]*["}])')
+_SURE_OPENINGS = frozenset([*(f"[{following}" for following in '[]{"-0123456789'), '{"', "{}"])
+"""Beginnings that need no look further ahead; where white space or a letter follows the bracket, some do."""
+_UNSURE_FOLLOWERS = frozenset(" \t\r\ntfnNI")
+_OUTSIDE_STRINGS = frozenset('0123456789+-.eE,:[]{}" \t\r\n' + "truefalsenullNaNInfinity")
+_NUMBERS = r"[0-9+\-.eE, \t\r\n]*+"
+# Most answers are one list of lists of numbers with no other bracket around it; nothing here backtracks.
+_USUAL_ANSWER = re.compile(
+    rf"[^\[{{]*+(\[(?=[ \t\r\n]*[\[\]\-0-9])(?:{_NUMBERS}\[{_NUMBERS}\])*+{_NUMBERS}\])[^\[{{]*+\Z"
 )
 # Every number becomes a float: digits beyond Python's limit for integers then end as infinity, out of any range.
 _DECODER = json.JSONDecoder(parse_int=float)
@@ -141,12 +143,11 @@ def _read_box(element: Any, side_limits: tuple[int, int]) -> tuple[float, float,
 
 
 def _last_array(answer: str) -> list[Any] | None:
-    start, end = _last_array_span(answer)
-    if start == end:
-        return None
+    usual = _USUAL_ANSWER.match(answer)
+    start, end = usual.span(1) if usual else _last_array_span(answer)
     try:
-        return _DECODER.raw_decode(answer, start)[0]
-    except json.JSONDecodeError:
+        return _DECODER.decode(answer[start:end])
+    except json.JSONDecodeError:  # of nothing, too, when there is no span
         return None
 
 
@@ -155,29 +156,34 @@ def _last_array_span(answer: str) -> tuple[int, int]:
 
     One pass that counts brackets, because a decoder recurses, and does not say where a broken array ends.
     """
-    start = end = position = 0
-    while opening := _OPENING.search(answer, position):
-        is_array = answer[opening.start()] == "["
-        position, is_whole = _end_of_value(answer, opening.start())
-        if is_array:
-            start, end = (opening.start(), position) if is_whole else (0, 0)
-    return start, end
-
-
-def _end_of_value(answer: str, start: int) -> tuple[int, bool]:
-    """Where the array or object that begins at `start` ends or breaks off, and whether it can be decoded."""
-    depth = deepest = 0
-    for token in _TOKEN.finditer(answer, start):
-        kind = token.lastgroup
-        if kind == "flat":
-            deepest = max(deepest, depth + 1)
-        elif kind == "opens":
+    first = _OPENING.search(answer)
+    if first is None:
+        return 0, 0
+    start = end = opened_at = depth = deepest = 0
+    is_array = in_string = escaped = False
+    for position, character in enumerate(answer[first.start() :], first.start()):
+        if in_string:
+            in_string = escaped or character != '"'
+            escaped = character == "\\" and not escaped
+        elif depth == 0:
+            if character in "[{":
+                pair = answer[position : position + 2]
+                if pair in _SURE_OPENINGS or (pair[1:] in _UNSURE_FOLLOWERS and _OPENING.match(answer, position)):
+                    opened_at, is_array = position, character == "["
+                    depth = deepest = 1
+        elif character in "[{":
             depth += 1
-            deepest = max(deepest, depth)
-        elif kind == "closes":
+            if depth > deepest:
+                deepest = depth
+        elif character in "]}":
             depth -= 1
-        elif kind == "broken":
-            return token.end(), False
-        if depth == 0:
-            return token.end(), deepest <= _MAX_NESTING
-    return len(answer), False
+            if depth == 0 and is_array:
+                start, end = (opened_at, position + 1) if deepest <= _MAX_NESTING else (0, 0)
+        elif character == '"':
+            in_string = True
+        elif character not in _OUTSIDE_STRINGS:
+            depth = 0
+            if is_array:
+                start = end = 0
+    cut_off = depth > 0 and is_array
+    return (0, 0) if cut_off else (start, end)
