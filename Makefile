@@ -17,9 +17,11 @@ CHANGED_PLUGINS = $(if $(ALLOW_CHANGED_PLUGINS),--allow-changed-plugins)
 # For commands with a default of their own: a config only where the user names one
 NAMED_CONFIG = $(if $(filter-out file,$(origin CONFIG)),--config $(call quote,$(CONFIG)))
 
+NAMED_RUN = $(if $(filter-out file,$(origin RUN)),--run '$(RUN)')
+
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-blender doctor demo data policy warmup train eval report submit tensorboard \
-	test test-fast test-long test-pins lint clean need-python
+.PHONY: help setup setup-blender doctor demo data policy warmup train eval report reward-test reward-report \
+	bench submit tensorboard test test-fast test-long test-pins lint clean need-python
 
 help: ## list every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -62,6 +64,15 @@ eval: setup ## answer held-out pairs greedily: CHECKPOINT= DATA= CONFIG= OUT=
 
 report: setup ## rewrite runs/RUN/report.html: RUN=
 	@$(PY) -m launch.report --run '$(RUN)'
+
+reward-test: setup ## does a reward plugin keep the contract? REWARD=path.py:function KWARGS="match_iou = 0.75"
+	@$(PY) -m launch.reward_test --reward '$(REWARD)' $(call option,--kwargs,$(KWARGS))
+
+reward-report: setup ## what a reward pays scripted policies, and where it pays nonsense: CONFIG= SET= OUT=
+	@$(PY) -m launch.reward_report $(NAMED_CONFIG) $(call option,--out,$(OUT)) $(SETTINGS)
+
+bench: setup setup-blender ## our speed against named alternatives, into runs/bench: ONLY="names" RUN=
+	@$(PY) -m launch.bench $(if $(ONLY),--only $(call quote,$(ONLY))) $(NAMED_RUN)
 
 submit: setup ## send a run to a cluster: CONFIG= RUN= SET= TARGET=ray|slurm NODES= DRY_RUN=1
 	@$(PY) -m launch.submit --target '$(TARGET)' $(call option,--nodes,$(NODES)) $(if $(DRY_RUN),--dry-run) \

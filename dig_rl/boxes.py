@@ -6,11 +6,15 @@ are `[N, 4]` xyxy, half-open, origin top-left.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 Assignment = tuple[tuple[int, int, float], ...]
 """(predicted index, target index, IoU) of each assigned pair."""
+
+_Box = Sequence[float]
 
 
 def px_to_unit(boxes_px: np.ndarray, image_size_px: tuple[int, int]) -> np.ndarray:
@@ -35,7 +39,7 @@ def unit_to_norm1000(boxes_unit: np.ndarray) -> np.ndarray:
 
 def iou_matrix(boxes_a: np.ndarray, boxes_b: np.ndarray) -> np.ndarray:
     """Intersection over union of every pair, `[N, M]` in [0, 1]; boxes `[N, 4]`, `[M, 4]` of positive area."""
-    return _compare(boxes_a, boxes_b)[0]
+    return _matrices(boxes_a, boxes_b)[0]
 
 
 def giou_matrix(boxes_a: np.ndarray, boxes_b: np.ndarray) -> np.ndarray:
@@ -43,12 +47,12 @@ def giou_matrix(boxes_a: np.ndarray, boxes_b: np.ndarray) -> np.ndarray:
 
     Source: Rezatofighi et al., CVPR 2019 (arXiv 1902.09630), algorithm 1.
     """
-    return _compare(boxes_a, boxes_b)[1]
+    return _matrices(boxes_a, boxes_b)[1]
 
 
 def l1_matrix(boxes_a: np.ndarray, boxes_b: np.ndarray) -> np.ndarray:
     """Sum of the four absolute coordinate differences of every pair, `[N, M]`, in the units of the boxes."""
-    return _compare(boxes_a, boxes_b)[2]
+    return _matrices(boxes_a, boxes_b)[2]
 
 
 def assign(predicted_unit: np.ndarray, target_unit: np.ndarray, cost_l1: float, cost_giou: float) -> Assignment:
@@ -74,11 +78,12 @@ def assign(predicted_unit: np.ndarray, target_unit: np.ndarray, cost_l1: float, 
         return ()
     order_predicted, predicted = _sorted(predicted_unit)
     order_target, target = _sorted(target_unit)
-    iou, giou, l1 = _compare(predicted, target)
-    rows, columns = linear_sum_assignment(cost_l1 * l1 + cost_giou * (1.0 - giou))
+    pairs = [[_compare(a, b) for b in target] for a in predicted]
+    cost = [[cost_l1 * l1 + cost_giou * (1.0 - giou) for _, giou, l1 in row] for row in pairs]
+    rows, columns = linear_sum_assignment(cost)
     return tuple(
-        (order_predicted[row], order_target[column], overlap)
-        for row, column, overlap in zip(rows.tolist(), columns.tolist(), iou[rows, columns].tolist(), strict=True)
+        (order_predicted[row], order_target[column], pairs[row][column][0])
+        for row, column in zip(rows.tolist(), columns.tolist(), strict=True)
     )
 
 
@@ -87,25 +92,31 @@ def _sides(image_size_px: tuple[int, int]) -> np.ndarray:
     return np.array([width, height, width, height], dtype=np.float64)
 
 
-def _sorted(boxes: np.ndarray) -> tuple[list[int], np.ndarray]:
-    rows = boxes.tolist()  # Python's sort beats np.lexsort at these sizes
+def _sorted(boxes: np.ndarray) -> tuple[list[int], list[_Box]]:
+    rows = boxes.tolist()
     order = sorted(range(len(rows)), key=rows.__getitem__)
-    return order, boxes[order]
+    return order, [rows[index] for index in order]
 
 
-def _compare(boxes_a: np.ndarray, boxes_b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """IoU, GIoU and L1 of every pair, each `[N, M]`, from the corners that all three share."""
-    a, b = boxes_a.T[:, :, None], boxes_b.T[:, None, :]
-    larger, smaller = np.maximum(a, b), np.minimum(a, b)
-    hull_sides = larger[2:] - smaller[:2]
-    overlap_sides = np.maximum(smaller[2:] - larger[:2], 0.0)
-    intersection = overlap_sides[0] * overlap_sides[1]
-    hull = hull_sides[0] * hull_sides[1]
-    union = _areas(a) + _areas(b) - intersection
+def _matrices(boxes_a: np.ndarray, boxes_b: np.ndarray) -> np.ndarray:
+    pairs = [[_compare(a, b) for b in boxes_b.tolist()] for a in boxes_a.tolist()]
+    return np.array(pairs, dtype=np.float64).reshape(len(boxes_a), len(boxes_b), 3).transpose(2, 0, 1)
+
+
+def _compare(a: _Box, b: _Box) -> tuple[float, float, float]:
+    """IoU, GIoU and L1 of one pair, from the edges of overlap and hull that all three share.
+
+    Plain arithmetic, because arrays of the few boxes of an answer cost more to set up than they save.
+    """
+    a_left, a_top, a_right, a_bottom = a
+    b_left, b_top, b_right, b_bottom = b
+    left, hull_left = (a_left, b_left) if a_left > b_left else (b_left, a_left)
+    top, hull_top = (a_top, b_top) if a_top > b_top else (b_top, a_top)
+    right, hull_right = (a_right, b_right) if a_right < b_right else (b_right, a_right)
+    bottom, hull_bottom = (a_bottom, b_bottom) if a_bottom < b_bottom else (b_bottom, a_bottom)
+    intersection = (right - left) * (bottom - top) if right > left and bottom > top else 0.0
+    areas = (a_right - a_left) * (a_bottom - a_top) + (b_right - b_left) * (b_bottom - b_top)
+    union, hull = areas - intersection, (hull_right - hull_left) * (hull_bottom - hull_top)
     iou = intersection / union
-    distance = larger - smaller
-    return iou, iou - (hull - union) / hull, distance[0] + distance[1] + distance[2] + distance[3]
-
-
-def _areas(columns: np.ndarray) -> np.ndarray:
-    return (columns[2] - columns[0]) * (columns[3] - columns[1])
+    l1 = (left - hull_left) + (top - hull_top) + (hull_right - right) + (hull_bottom - bottom)
+    return iou, iou - (hull - union) / hull, l1

@@ -82,6 +82,8 @@ class RewardConfig(_Section):
     """Weight of 1 - GIoU in the assignment cost."""
     max_boxes: int = Field(32, ge=1)
     """Longer answers are `too_many`."""
+    count_malformed_boxes: bool = False
+    """A malformed box in a list of valid ones counts as a wrong box, instead of making the whole list malformed."""
     num_workers: int = Field(1, ge=1)
     """Reward service actors."""
     num_processes: int = Field(1, ge=1)

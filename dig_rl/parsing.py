@@ -28,12 +28,19 @@ MAX_ANSWER_CHARACTERS = 16_384
 
 _CLIP_TOLERANCE = 2.0
 _MAX_NESTING = 8
+_NOWHERE = (0.0, 0.0, 0.0, 0.0)
 _END_OF_THINKING = "</think>"
 # A bracket starts an array or an object only if what follows could: "[above]" and "{red}" are prose.
-_OPENING = re.compile(r'\[(?=\s*(?:[\[\]{"\-0-9]|true|false|null|NaN|Infinity))|\{(?=\s*["}])')
-_USUAL_OPENINGS = frozenset(["[[", "[{", "[]", "{}", *(f"[{digit}" for digit in range(10))])
-"""Beginnings that need no look further ahead."""
+_OPENING = re.compile(r'\[(?=[ \t\r\n]*(?:[\[\]{"\-0-9]|true|false|null|NaN|Infinity))|\{(?=[ \t\r\n]*["}])')
+_SURE_OPENINGS = frozenset([*(f"[{following}" for following in '[]{"-0123456789'), '{"', "{}"])
+"""Beginnings that need no look further ahead; where white space or a letter follows the bracket, some do."""
+_UNSURE_FOLLOWERS = frozenset(" \t\r\ntfnNI")
 _OUTSIDE_STRINGS = frozenset('0123456789+-.eE,:[]{}" \t\r\n' + "truefalsenullNaNInfinity")
+_NUMBERS = r"[0-9+\-.eE, \t\r\n]*+"
+# Most answers are one list of lists of numbers with no other bracket around it; nothing here backtracks.
+_USUAL_ANSWER = re.compile(
+    rf"[^\[{{]*+(\[(?=[ \t\r\n]*[\[\]\-0-9])(?:{_NUMBERS}\[{_NUMBERS}\])*+{_NUMBERS}\])[^\[{{]*+\Z"
+)
 # Every number becomes a float: digits beyond Python's limit for integers then end as infinity, out of any range.
 _DECODER = json.JSONDecoder(parse_int=float)
 
@@ -44,7 +51,10 @@ class ParsedAnswer:
 
     status: ParseStatus
     boxes_unit: np.ndarray | None
-    """`[N, 4]` float64 in [0, 1], positive area, in the order written; None unless the status is `ok` or `empty`."""
+    """`[N, 4]` float64 in [0, 1], in the order written; None unless the status is `ok` or `empty`.
+
+    Areas are positive, but for malformed boxes that were to be counted.
+    """
 
 
 def frame_of(model_type: str) -> CoordinateFrame:
@@ -65,13 +75,21 @@ def frame_of(model_type: str) -> CoordinateFrame:
 
 
 def parse_answer(
-    text: str, *, thinking: bool, frame: CoordinateFrame, model_image_size_px: tuple[int, int], max_boxes: int
+    text: str,
+    *,
+    thinking: bool,
+    frame: CoordinateFrame,
+    model_image_size_px: tuple[int, int],
+    max_boxes: int,
+    count_malformed_boxes: bool = False,
 ) -> ParsedAnswer:
     """Read the boxes of one completion.
 
     A box is `[x_min, y_min, x_max, y_max]` or an object with such a list under `bbox_2d`. The range of a coordinate is
     [0, 1000] in `norm1000` and [0, side of the resized image] in `absolute_px`; in both, a value at most 2 outside
-    is clipped to the range, and any other is malformed. One malformed box makes the whole list malformed.
+    is clipped to the range, and any other is malformed. One malformed box makes the whole list malformed, or, with
+    `count_malformed_boxes`, becomes a box without area, which no true box overlaps; a list needs one valid box all the
+    same.
 
     Args:
         text: the completion, however long or hostile.
@@ -79,6 +97,7 @@ def parse_answer(
         frame: the family's coordinate convention.
         model_image_size_px: (width, height) after the policy's resize rule; used by `absolute_px`.
         max_boxes: longer lists are `too_many`.
+        count_malformed_boxes: keep a malformed box of a list as a wrong one.
 
     Returns:
         The status, with boxes in [0, 1] of each image side.
@@ -95,37 +114,37 @@ def parse_answer(
         return ParsedAnswer("empty", np.empty((0, 4)))
     if len(elements) > max_boxes:
         return ParsedAnswer("too_many", None)
-    coordinates = [_coordinates(element) for element in elements]
-    if None in coordinates:
-        return ParsedAnswer("malformed", None)
     side_limits = (1000, 1000) if frame == "norm1000" else model_image_size_px
-    boxes = _clipped(np.array(coordinates), side_limits)
-    if boxes is None:
+    boxes = [_read_box(element, side_limits) for element in elements]
+    if None in boxes and not (count_malformed_boxes and any(boxes)):
         return ParsedAnswer("malformed", None)
-    return ParsedAnswer("ok", norm1000_to_unit(boxes) if frame == "norm1000" else px_to_unit(boxes, side_limits))
+    array = np.array([box or _NOWHERE for box in boxes])
+    return ParsedAnswer("ok", norm1000_to_unit(array) if frame == "norm1000" else px_to_unit(array, side_limits))
 
 
-def _coordinates(element: Any) -> list[float] | None:
+def _read_box(element: Any, side_limits: tuple[int, int]) -> tuple[float, float, float, float] | None:
+    """One box brought into the range; None if it is no box, further outside (or NaN), swapped or without area."""
     numbers = element.get("bbox_2d") if type(element) is dict else element
     if type(numbers) is not list or len(numbers) != 4:
         return None
     # The decoder makes every number a float, so any other type is true, null, a string or a container.
-    return numbers if {float}.issuperset(map(type, numbers)) else None
-
-
-def _clipped(boxes: np.ndarray, side_limits: tuple[int, int]) -> np.ndarray | None:
-    """Boxes `[N, 4]` brought into the range; None if one is further outside (or NaN), swapped or without area."""
-    limits = np.array(side_limits * 2, dtype=np.float64)
-    clipped = np.minimum(np.maximum(boxes, 0.0), limits)
-    if not (np.abs(boxes - clipped) <= _CLIP_TOLERANCE).all():
+    if not {float}.issuperset(map(type, numbers)):
         return None
-    width, height = (clipped[:, 2:] - clipped[:, :2]).T
+    # Plain arithmetic: for the few boxes of an answer, arrays take three times as long.
+    (x_min, y_min, x_max, y_max), (width, height) = numbers, side_limits
+    if not (x_min >= -_CLIP_TOLERANCE and x_max <= width + _CLIP_TOLERANCE):
+        return None
+    if not (y_min >= -_CLIP_TOLERANCE and y_max <= height + _CLIP_TOLERANCE):
+        return None
+    x_min, y_min, x_max, y_max = max(x_min, 0.0), max(y_min, 0.0), min(x_max, width), min(y_max, height)
     # The area is also zero where a sliver's is below the smallest float.
-    return clipped if ((width > 0) & (width * height > 0)).all() else None
+    has_area = x_min < x_max and y_min < y_max and (x_max - x_min) * (y_max - y_min) > 0.0
+    return (x_min, y_min, x_max, y_max) if has_area else None
 
 
 def _last_array(answer: str) -> list[Any] | None:
-    start, end = _last_array_span(answer)
+    usual = _USUAL_ANSWER.match(answer)
+    start, end = usual.span(1) if usual else _last_array_span(answer)
     try:
         return _DECODER.decode(answer[start:end])
     except json.JSONDecodeError:  # of nothing, too, when there is no span
@@ -147,10 +166,11 @@ def _last_array_span(answer: str) -> tuple[int, int]:
             in_string = escaped or character != '"'
             escaped = character == "\\" and not escaped
         elif depth == 0:
-            usual = answer[position : position + 2] in _USUAL_OPENINGS
-            if usual or (character in "[{" and _OPENING.match(answer, position)):
-                opened_at, is_array = position, character == "["
-                depth = deepest = 1
+            if character in "[{":
+                pair = answer[position : position + 2]
+                if pair in _SURE_OPENINGS or (pair[1:] in _UNSURE_FOLLOWERS and _OPENING.match(answer, position)):
+                    opened_at, is_array = position, character == "["
+                    depth = deepest = 1
         elif character in "[{":
             depth += 1
             if depth > deepest:

@@ -95,6 +95,7 @@ class Scorer:
             frame=self._frame,
             model_image_size_px=group.model_image_size_px,
             max_boxes=self._config.max_boxes,
+            count_malformed_boxes=self._config.count_malformed_boxes,
         )
         if answer.boxes_unit is None or answer.status != "ok" or not len(target_unit):
             return self._settled(answer, is_right=answer.status == "empty" and not len(target_unit))

@@ -12,6 +12,9 @@ import pytest
 
 HEAVY = ["torch", "ray", "vllm", "transformers", "deepspeed", "trl", "datasets", "bpy"]
 LIGHT = [
+    "adapters.easyr1",
+    "adapters.trl",
+    "adapters.verl",
     "boxes",
     "checkpoint",
     "config",

@@ -108,6 +108,26 @@ def test_anything_but_a_list_of_boxes_is_malformed(text: str) -> None:
     assert parse(text) == ParsedAnswer("malformed", None)
 
 
+def test_malformed_box_may_count_as_a_wrong_box_among_valid_ones() -> None:
+    def read(text: str) -> ParsedAnswer:
+        size = (200, 100)
+        return parse_answer(
+            text,
+            thinking=False,
+            frame="norm1000",
+            model_image_size_px=size,
+            max_boxes=3,
+            count_malformed_boxes=True,
+        )
+
+    answer = read("[[300, 200, 100, 400], [100, 200, 300, 400], true]")
+    assert answer.status == "ok" and answer.boxes_unit is not None
+    np.testing.assert_allclose(answer.boxes_unit, [[0, 0, 0, 0], [0.1, 0.2, 0.3, 0.4], [0, 0, 0, 0]])
+    assert read("[[300, 200, 100, 400], [0, 1000]]").status == "malformed"  # nothing valid
+    assert read("[[1, 2, 3, 4], 1, 2, 3]").status == "too_many"
+    assert read("[[1, 2, 3, 4], [1, 2").status == "malformed"
+
+
 def test_empty_list_is_its_own_status() -> None:
     answer = parse("There is no difference: []")
     assert answer.status == "empty"

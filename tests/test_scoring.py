@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 import re
 import tomllib
-from collections import Counter
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +16,9 @@ from dig_rl.errors import PluginError
 from dig_rl.parsing import CoordinateFrame
 from dig_rl.scoring import Scorer
 from dig_rl.types import Completion, Example, FinishReason, SampledGroup, Score
+from tests.reward_reference import Box, reference_total
 
 ROOT = Path(__file__).resolve().parent.parent
-Box = tuple[int, int, int, int]
 
 # 1000 pixels a side make pixels, thousandths and the numbers in an answer the same.
 EXACT = (100, 200, 300, 400)
@@ -190,6 +187,15 @@ def test_scores_come_in_the_order_of_the_completions() -> None:
     assert [score.total for score in group] == pytest.approx([1.0, 0.0, 0.1, 0.0])
 
 
+def test_malformed_box_that_counts_is_paid_as_a_box_nowhere() -> None:
+    lenient = RewardConfig(count_malformed_boxes=True)
+    text = "[[100, 200, 300, 400], [9, 9, 1, 1]]"
+    assert [scores([text], [EXACT], config)[0].total for config in (SHIPPED, lenient)] == pytest.approx(
+        [0.0, 0.1 + 0.45 * (2 / 3 + 1 / 2)]
+    )
+    assert scores([text], [EXACT], lenient)[0].num_predicted == 2
+
+
 def test_term_weights_come_from_the_config() -> None:
     use = "rewards/answer_format.py:answer_format"
     config = RewardConfig.model_validate(
@@ -208,36 +214,6 @@ def random_boxes(generator: random.Random, number: int) -> list[Box]:
     return boxes
 
 
-def area(box: Box) -> int:
-    return max(box[2] - box[0], 0) * max(box[3] - box[1], 0)
-
-
-def exact_iou(a: Box, b: Box) -> Fraction:
-    overlap = area((max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])))
-    return Fraction(overlap, area(a) + area(b) - overlap)
-
-
-def exact_cost(a: Box, b: Box) -> Fraction:
-    hull = area((min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])))
-    overlap = area((max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])))
-    union = area(a) + area(b) - overlap
-    l1 = Fraction(sum(abs(x - y) for x, y in zip(a, b, strict=True)), 1000)
-    return 5 * l1 + 2 * (1 - (exact_iou(a, b) - Fraction(hull - union, hull)))
-
-
-def reference_total(predicted: list[Box], target: list[Box], match_iou: Fraction, over_both: bool) -> float:
-    """The paper's total in exact fractions, the assignment by trying every one."""
-    few, many = sorted([predicted, target], key=len)
-    best = min(
-        itertools.permutations(range(len(many)), len(few)),
-        key=lambda columns: sum(exact_cost(few[i], many[j]) for i, j in enumerate(columns)),
-    )
-    overlaps = [exact_iou(few[i], many[j]) for i, j in enumerate(best)]
-    f1 = Fraction(2 * sum(overlap >= match_iou for overlap in overlaps), len(few) + len(many))
-    iou = sum(overlaps, Fraction(0)) / (len(many) if over_both else len(few))
-    return float(Fraction(1, 10) + Fraction(45, 100) * (f1 + iou))
-
-
 @pytest.mark.parametrize(
     ("config", "match_iou", "over_both"), [(SHIPPED, 0.5, True), (PAPER, 0.5, False), (PAPER_LITERAL, 0, False)]
 )
@@ -247,7 +223,7 @@ def test_total_equals_exact_fractions_and_brute_force(config: RewardConfig, matc
         predicted, target = (random_boxes(generator, generator.randint(1, 4)) for _ in range(2))
         if generator.random() < 0.5:  # near copies, so that some pairs are found
             predicted[0] = tuple(min(side + 3, 1000) if i > 1 else side for i, side in enumerate(target[0]))  # type: ignore[assignment]
-        expected = reference_total(predicted, target, Fraction(match_iou), over_both)
+        expected = reference_total(predicted, target, match_iou, over_both)
         assert scores([answer(*predicted)], target, config)[0].total == pytest.approx(expected)
 
 
@@ -265,36 +241,6 @@ def test_extra_box_nowhere_never_pays() -> None:
         found = generator.sample(CORNERS, number)
         without, with_extra = scores([answer(*found), answer(*found, NOWHERE[0])], CORNERS[:4])
         assert with_extra.total < without.total
-
-
-PIECES = [
-    *'[]{},: -.\n"\\',
-    "[[1, 2, 3, 4]]",
-    "100, ",
-    "[100, 200, 300, 400], ",
-    '{"bbox_2d":',
-    "NaN",
-    "</think>",
-    "１",
-]
-
-
-def damaged_answer(generator: random.Random) -> str:
-    text = answer(*random_boxes(generator, generator.randint(0, 5)))
-    for _ in range(generator.randrange(4)):
-        position = generator.randrange(len(text))
-        text = text[:position] + generator.choice(PIECES) + text[position + generator.randrange(3) :]
-    return text
-
-
-def test_fuzzed_completions_are_paid_between_zero_and_one() -> None:
-    generator = random.Random(4)
-    texts = [damaged_answer(generator) for _ in range(10_000)]
-    texts += ["".join(generator.choices(PIECES, k=generator.randrange(25))) for _ in range(10_000)]
-    results = scores(texts, [EXACT, *CORNERS])
-    assert all(0 <= score.total <= 1 for score in results)
-    assert Counter(score.status for score in results).keys() == {"ok", "empty", "malformed"}
-    assert sum(score.total > 0 for score in results) > 2_000
 
 
 def plugin_config(folder: Path, body: str) -> RewardConfig:

@@ -1,0 +1,1 @@
+"""Our rewards in other trainers: TRL, EasyR1, verl. Nothing here imports them."""
