@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from dig_rl.config import RewardConfig, load_config
-from dig_rl.reporting.reward_report import SCENES_PER_COUNT, Row, markdown_table, reward_table, warnings
+from dig_rl.reporting.reward_report import SCENES_PER_COUNT, Row, markdown_table, reward_table, three_decimals, warnings
 from dig_rl.reporting.scripted_policies import POLICIES, answer, scenes
 from launch import reward_report
 from launch.terminal import end_with_message
@@ -67,7 +67,7 @@ def test_documented_table_is_that_of_the_slow_reference() -> None:
     for policy in POLICIES:
         shipped = slow_table("shipped")[policy.name]
         means = [sum(slow_table(setting)[policy.name]) / 4 for setting in SETTINGS]
-        expected[policy.name] = [f"{value:.3f}" for value in (*shipped, *means)]
+        expected[policy.name] = [three_decimals(value) for value in (*shipped, *means)]
     assert docs_table("Scripted policies") == expected
 
 

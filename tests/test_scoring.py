@@ -16,7 +16,7 @@ from dig_rl.errors import PluginError
 from dig_rl.parsing import CoordinateFrame
 from dig_rl.scoring import Scorer
 from dig_rl.types import Completion, Example, FinishReason, SampledGroup, Score
-from tests.reward_reference import Box, reference_total
+from tests.reward_reference import Box, assigned_ious, reference_total
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -90,14 +90,17 @@ ANSWERS = {
     "boolean": "[[true, 200, 300, 400]]",
     "numeric string": '[["100", 200, 300, 400]]',
     "over 9 digits": "[[100, 200, 1000000300, 400]]",
+    "an integer of 5,000 digits": f"[[100, 200, {'3' * 5000}, 400]]",
+    "one malformed box among valid ones": "[[100, 200, 300, 400], [500, 600]]",
     "up to 2 out of range": "[[-2, 200, 300, 400]]",
     "far out of range": "[[-3, 200, 300, 400]]",
     "unicode digits": "[[１００, 200, 300, 400]]",
     "over `max_boxes`": answer(*[EXACT] * 33),
     "16 KB of brackets": "[" * 16_384,
     "8,000 levels deep": "[" * 8_000 + "]" * 8_000,
-    "a million brackets": "[" * 1_000_000,
+    "nested a million deep": "[" * 1_000_000 + "]" * 1_000_000,
 }
+READ_OTHERWISE: dict[str, list[Box]] = {"duplicate": [EXACT, EXACT], "up to 2 out of range": [(0, 200, 300, 400)]}
 
 
 @pytest.mark.parametrize("kind", ANSWERS)
@@ -105,6 +108,8 @@ def test_each_kind_of_answer_has_the_documented_status_and_reward(kind: str) -> 
     (score,) = scores([ANSWERS[kind]], [EXACT], thinking=kind.startswith("thinking") or kind.startswith("after"))
     status, reward = docs_table("Kinds of answer")[kind]
     assert (f"`{score.status}`", f"{score.total:.3f}") == (status, reward)
+    boxes = READ_OTHERWISE.get(kind, [EXACT] if score.status == "ok" else [])
+    assert score.total == pytest.approx(reference_total(boxes, [EXACT], match_iou=0.5, over_both=True))
 
 
 def test_documentation_lists_every_kind_of_answer_once() -> None:
@@ -129,6 +134,29 @@ def test_each_scripted_policy_earns_what_the_documentation_says(policy: str) -> 
     predicted, target = POLICIES[policy]
     paid = [scores([answer(*predicted)], target, config)[0].total for config in (SHIPPED, PAPER, PAPER_LITERAL)]
     assert [f"{total:.4f}" for total in paid] == docs_table("What it pays")[policy]
+    slow = [reference_total(predicted, target, *setting) for setting in ((0.5, True), (0.5, False), (0.0, False))]
+    assert paid == pytest.approx(slow)
+
+
+def test_documented_terms_by_hand() -> None:
+    written: dict[str, list[Box]] = {
+        "4 exact of 4": CORNERS,
+        "1 exact of 4": CORNERS[:1],
+        "4 exact of 4, and 4 nowhere": CORNERS + NOWHERE,
+        "4 nowhere": NOWHERE,
+    }
+    uses = {"f1": "box_f1", "iou": "box_iou", "count": "count_error"}
+    terms = {name: {"use": f"rewards/{use}.py:{use}", "weight": 1 / 3} for name, use in uses.items()}
+    config = RewardConfig.model_validate({"terms": terms})
+    table = {}
+    for name, boxes in written.items():
+        paid = scores([answer(*boxes)], CORNERS, config)[0].terms
+        soft_f1 = 2 * sum(assigned_ious(boxes, CORNERS)) / (len(boxes) + len(CORNERS))
+        table[name] = [f"{value:.3f}" for value in (*paid.values(), float(soft_f1))]
+    assert docs_table("Terms") == table
+    # 2 * 1 / 5, 1 / 4, 1 / 4 and 2 * 1 / 5; 2 * 4 / 12, 4 / 8, 4 / 8 and 2 * 4 / 12.
+    assert table["1 exact of 4"] == ["0.400", "0.250", "0.250", "0.400"]
+    assert table["4 exact of 4, and 4 nowhere"] == ["0.667", "0.500", "0.500", "0.667"]
 
 
 def test_paper_total_by_hand() -> None:
@@ -142,11 +170,6 @@ def test_paper_total_by_hand() -> None:
 
 def code_block(document: Path, language: str) -> str:
     return document.read_text(encoding="utf-8").split(f"```{language}\n")[1].split("```")[0]
-
-
-def test_config_in_the_documentation_is_the_paper_form() -> None:
-    values = tomllib.loads(code_block(ROOT / "docs" / "rewards.md", "toml"))["reward"]
-    assert RewardConfig.model_validate(values) == PAPER
 
 
 def test_example_plugin_in_the_documentation_works(tmp_path: Path) -> None:

@@ -98,9 +98,14 @@ def markdown_table(rows: Sequence[Row]) -> str:
     counts = [f"{count} change{'s' if count > 1 else ''}" for count in range(1, MAX_CHANGES + 1)]
     lines = ["| policy | " + " | ".join([*counts, "mean"]) + " |", "|---" * (MAX_CHANGES + 2) + "|"]
     for row in rows:
-        cells = [row.policy.name, *(f"{paid:.3f}" for paid in (*row.by_count, row.mean))]
+        cells = [row.policy.name, *(three_decimals(paid) for paid in (*row.by_count, row.mean))]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def three_decimals(paid: float) -> str:
+    """`0.363` for 0.3625, whichever side of it a sum of floats came out on."""
+    return f"{paid + 1e-9:.3f}"
 
 
 def draw_table(rows: Sequence[Row], path: Path, title: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -99,19 +100,21 @@ def _best_us(score: Callable[[], object]) -> float:
 
 
 def _tiny_run(folder: Path) -> Path:
-    """Render, warm up and train the tiny config below `folder`; what is there already is used again."""
+    """Render, warm up and train the tiny config below `folder`; data and policy of an earlier time are used again."""
     paths = {"data.path": folder / "data", "policy.path": folder / "policy", "warmup.start": folder / "start"}
     settings = ["--config", _TINY, "--set", *(f"{key}={json.dumps(str(path))}" for key, path in paths.items())]
+    runs = folder / "runs"
+    shutil.rmtree(runs, ignore_errors=True)  # an old run would measure old code
     parts = [
-        (folder / "data", ["launch.data", "--config", _TINY_DATA, "--out", str(folder / "data")]),
-        (folder / "start", ["launch.policy", "--out", str(folder / "start")]),
-        (folder / "policy", ["launch.warmup", *settings]),
-        (folder / "runs" / "tiny", ["launch.train", "--run", "tiny", "--runs-dir", str(folder / "runs"), *settings]),
+        (folder / "data" / "manifest.json", ["launch.data", "--config", _TINY_DATA, "--out", str(folder / "data")]),
+        (folder / "start" / "config.json", ["launch.policy", "--out", str(folder / "start")]),
+        (folder / "policy" / "config.json", ["launch.warmup", *settings]),
+        (runs / "tiny" / "summary.json", ["launch.train", "--run", "tiny", "--runs-dir", str(runs), *settings]),
     ]
     for made, command in parts:
         if made.exists():
             continue
-        print(f"making {made}", flush=True)
+        print(f"making {made.parent}", flush=True)
         result = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
         if result.returncode:
             raise DigRlError(f"{command[0]} failed while a run was made to measure:\n{result.stdout}{result.stderr}")
