@@ -56,7 +56,7 @@ warmup: setup ## supervised start of a policy: CONFIG= OUT= SET=
 	@$(PY) -m launch.warmup --config $(call quote,$(CONFIG)) $(call option,--out,$(OUT)) $(SETTINGS)
 
 train: setup ## train: CONFIG= RUN= SET="learner.lr=1e-6 ..." ALLOW_CHANGED_PLUGINS=1; the same RUN continues
-	@$(PY) -m launch.train --config $(call quote,$(CONFIG)) --run '$(RUN)' $(CHANGED_PLUGINS) $(SETTINGS)
+	@$(PY) -m launch.train --config $(call quote,$(CONFIG)) --run '$(RUN)' $(SETTINGS) $(CHANGED_PLUGINS)
 
 eval: setup ## answer held-out pairs greedily: CHECKPOINT= DATA= CONFIG= OUT=
 	@$(PY) -m launch.evaluate $(call option,--checkpoint,$(CHECKPOINT)) $(call option,--data,$(DATA)) \
@@ -76,7 +76,7 @@ bench: setup setup-blender ## our speed against named alternatives, into runs/be
 
 submit: setup ## send a run to a cluster: CONFIG= RUN= SET= TARGET=ray|slurm NODES= DRY_RUN=1
 	@$(PY) -m launch.submit --target '$(TARGET)' $(call option,--nodes,$(NODES)) $(if $(DRY_RUN),--dry-run) \
-	  --config $(call quote,$(CONFIG)) --run '$(RUN)' $(CHANGED_PLUGINS) $(SETTINGS)
+	  --config $(call quote,$(CONFIG)) --run '$(RUN)' $(SETTINGS) $(CHANGED_PLUGINS)
 
 tensorboard: setup ## curves of all runs on http://127.0.0.1:6006
 	@.venv/bin/tensorboard --logdir runs --host 127.0.0.1
