@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ from dig_rl.errors import ClusterError, DigRlError
 
 _log = logging.getLogger(__name__)
 _REPORT_WAIT_EVERY_S = 30.0
+_REACH_TIMEOUT_S = 20.0
 
 MANNERS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -105,12 +107,14 @@ class Cluster:
         self._actors: list[Actor] = []
         self._building: list[Pending] = []
         log_dir.mkdir(parents=True, exist_ok=True)
-        os.environ |= MANNERS | {"RAY_worker_niceness": "0"}
+        # When one actor fails, others fail with it: the first error is the message, the rest would bury it.
+        os.environ |= MANNERS | {"RAY_worker_niceness": "0", "RAY_IGNORE_UNHANDLED_ERRORS": "1"}
         address = config.address or os.environ.get("RAY_ADDRESS") or "local"
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if address == "local":
             options |= {"num_cpus": max(os.cpu_count() or 1, num_actors), "include_dashboard": False}
         try:
+            _check_that_somebody_listens(address)
             with contextlib.redirect_stderr(sys.stdout if address == "local" else sys.stderr):
                 ray.init(address=address, **options)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
@@ -164,7 +168,6 @@ class Cluster:
             DigRlError, ClusterError: as `wait_for`.
         """
         self.wait_for([*self._building, *also])
-        self._building.clear()
 
     def wait_for(self, awaited: Sequence[Pending]) -> list[Any]:
         """Results in order from actors that may still be loading, saying every half minute which ones it waits for.
@@ -176,6 +179,7 @@ class Cluster:
         started = time.monotonic()
         actors = {item.actor for item in awaited}
         builds = [item for item in self._building if item.actor in actors]
+        self._building = [item for item in self._building if item.actor not in actors]
         pending = {item.ref: item for item in [*builds, *awaited]}
         while pending:
             done, _ = ray.wait(list(pending), num_returns=1, timeout=self._patience(started))
@@ -234,6 +238,13 @@ class Cluster:
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.kill(actor.handle)
         ray.shutdown()
+
+
+def _check_that_somebody_listens(address: str) -> None:
+    """Ray itself tries for minutes before it says that nobody answers; raises OSError at once."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_TIMEOUT_S).close()
 
 
 def _why_it_died(error: Exception, actor: Actor) -> str:
