@@ -24,9 +24,7 @@ def warm_up_command(world: TinyWorld, start: Path, out: Path, *more: str) -> lis
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=200
-    )
+    return subprocess.run(command, cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=200)
 
 
 def test_the_loss_of_the_warmed_up_policy_is_below_that_of_its_start(
@@ -55,7 +53,7 @@ def test_the_loss_of_the_warmed_up_policy_is_below_that_of_its_start(
             boxes = px_to_unit(np.array(example.target_boxes_px), size)
             levels = config.warmup.coordinate_levels
             text = format_answer(boxes, frontend.frame, frontend.model_image_size_px(size), levels)
-            answer = tuple(frontend.processor.tokenizer(text).input_ids) + (frontend.end_token_id,)
+            answer = (*frontend.processor.tokenizer(text).input_ids, frontend.end_token_id)
             prompt = tuple(frontend.encode(example)["input_ids"][0].tolist())
             group = TrainingGroup(example, prompt, (answer,), ((0.0,) * len(answer),), (1.0,))
             with torch.no_grad():
