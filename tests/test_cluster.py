@@ -131,9 +131,10 @@ def test_a_dead_actor_is_named_with_its_last_words(cluster: Cluster, pair: tuple
 def test_a_start_that_takes_too_long_names_who_is_awaited(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    cluster.spawn("quick-0", ECHO, "quick")
+    cluster.wait_until_ready()  # however long a busy machine takes for it
     monkeypatch.setattr(cluster, "_config", ClusterConfig(start_timeout_s=4.0))
     monkeypatch.setattr(cluster_module, "_REPORT_WAIT_EVERY_S", 1.0)
-    cluster.spawn("quick-0", ECHO, "quick")
     cluster.spawn("slow-0", ECHO, "slow", "slow")
     homeless = cluster.spawn("homeless-0", ECHO, "homeless", num_cpus=1000)
     started = time.monotonic()
