@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -21,12 +20,13 @@ from dig_rl.scoring import Scorer
 from dig_rl.scoring_pool import ScoringPool, hash_plugins
 from dig_rl.scoring_worker import ScorerSpec
 from dig_rl.types import Completion, Example, SampledGroup, Score, ScoreFailure
+from tests.processes import MARK, started_by
 
 ROOT = Path(__file__).resolve().parent.parent
 GOOD = "[[100, 200, 300, 400]]"
 HALF = "[[100, 200, 300, 300]]"  # IoU 1/2
-MARK = 999
-EVIL = f"[[0, 0, {MARK}, {MARK}]]"
+EVIL_SIDE = 999
+EVIL = f"[[0, 0, {EVIL_SIDE}, {EVIL_SIDE}]]"
 
 HEAD = """
 import ctypes, os, signal, sys, threading, time
@@ -36,7 +36,7 @@ kept = []
 def plugin(item):
     if f"{%d}" not in item.completion:
         return 0.5
-""" % (MARK)  # noqa: UP031 - the f-string is the plugin's
+""" % (EVIL_SIDE)  # noqa: UP031 - the f-string is the plugin's
 
 SLEEPS = "    time.sleep(3600)"
 SPINS = "    while True: pass"
@@ -110,23 +110,13 @@ def totals(outcomes: tuple[Score | ScoreFailure, ...]) -> list[float | None]:
     return [round(outcome.total, 9) if isinstance(outcome, Score) else None for outcome in outcomes]
 
 
-def started_by(folder: Path) -> list[psutil.Process]:
-    """Processes, orphans too, that inherited the mark of a test."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get("STARTED_BY") == str(folder):
-                found.append(process)
-    return found
-
-
 @pytest.mark.parametrize("kind", BROKEN)
 def test_broken_plugin_loses_its_completion_and_no_other(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body, what = BROKEN[kind]
     groups = [group_of([GOOD, HALF]), group_of([HALF, EVIL, GOOD], "pair-8"), group_of([GOOD], "pair-9")]
-    monkeypatch.setenv("STARTED_BY", str(tmp_path))
+    monkeypatch.setenv(MARK, str(tmp_path))
     time_limit_s = 60.0 if body in (ALLOCATES, CRASHES, EXITS) else 0.5
     with ScoringPool(spec_of(tmp_path, HEAD + body, time_limit_s=time_limit_s)) as pool:
         first, second, third = pool.score(groups, step=3, stage="single", max_failed=1)
