@@ -83,6 +83,12 @@ BROKEN = {
 }
 
 
+def scoring_processes(parent: int | None = None) -> list[psutil.Process]:
+    """Scoring processes that `parent`, by default this process, has started."""
+    children = psutil.Process(parent).children()  # the tests before these may have left helpers of their own
+    return [child for child in children if any("scoring_worker" in word for word in child.cmdline())]
+
+
 def group_of(texts: list[str], pair_id: str = "pair-7") -> SampledGroup:
     example = Example(pair_id, "/a.png", "/b.png", (1000, 1000), ((100, 200, 300, 400),), ("color",), "train")
     completions = tuple(Completion((1, 2, 3), (), text, "stop", seed) for seed, text in enumerate(texts))
@@ -190,16 +196,16 @@ def test_a_plugin_that_cuts_the_line_to_the_pool_and_goes_on_ends_the_run(tmp_pa
 def test_a_process_killed_from_outside_is_replaced_and_nothing_is_lost(tmp_path: Path) -> None:
     slow = "import time\ndef plugin(item):\n    time.sleep(0.05)\n    return 0.5"
     with ScoringPool(spec_of(tmp_path, slow)) as pool:
-        (worker,) = psutil.Process().children()
+        (worker,) = scoring_processes()
         worker.kill()  # between two jobs
         (outcomes,) = pool.score([group_of([GOOD, HALF])], step=3, stage="single", max_failed=0)
         assert totals(outcomes) == [0.75, 0.5]
-        (worker,) = psutil.Process().children()
+        (worker,) = scoring_processes()
         killer = subprocess.Popen([sys.executable, "-c", f"import os, time; time.sleep(0.5); os.kill({worker.pid}, 9)"])
         (outcomes,) = pool.score([group_of([GOOD, HALF] * 20)], step=3, stage="single", max_failed=0)
         assert killer.wait() == 0
         assert totals(outcomes) == [0.75, 0.5] * 20
-        assert psutil.Process().children() != [worker]
+        assert scoring_processes() != [worker]
 
 
 def test_scores_are_those_of_the_scorer_however_many_processes(tmp_path: Path) -> None:
@@ -213,7 +219,7 @@ def test_scores_are_those_of_the_scorer_however_many_processes(tmp_path: Path) -
         assert pool.score(groups, step=0, stage="mixed", max_failed=0) == expected
         assert pool.score([], step=0, stage="mixed", max_failed=0) == []
         assert pool.score(groups[:1], step=0, stage="mixed", max_failed=0) == expected[:1]
-    assert psutil.Process().children() == []
+    assert scoring_processes() == []
 
 
 def test_a_plugin_that_changes_while_the_run_goes_is_refused(tmp_path: Path) -> None:
@@ -237,7 +243,7 @@ def test_a_plugin_that_cannot_be_loaded_says_so(
 ) -> None:
     with pytest.raises(problem, match=message):
         ScoringPool(spec_of(tmp_path, source))
-    assert psutil.Process().children() == []
+    assert scoring_processes() == []
 
 
 HOLDER = """
@@ -263,7 +269,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_processes_end_with_the_one_that_started_them(holder: subprocess.Popen[str]) -> None:
-    workers = psutil.Process(holder.pid).children()
+    workers = scoring_processes(holder.pid)
     assert len(workers) == 2
     holder.send_signal(signal.SIGKILL)
     _, alive = psutil.wait_procs(workers, timeout=10)
@@ -272,5 +278,5 @@ def test_processes_end_with_the_one_that_started_them(holder: subprocess.Popen[s
 
 def test_ctrl_c_does_not_reach_scoring_processes(tmp_path: Path) -> None:
     with ScoringPool(spec_of(tmp_path, HEAD)):
-        (worker,) = psutil.Process().children()
+        (worker,) = scoring_processes()
         assert os.getpgid(worker.pid) == worker.pid != os.getpgid(0)

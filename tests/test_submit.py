@@ -115,8 +115,12 @@ def test_slurm_script_starts_head_then_workers_then_trains(
         ),
         "scontrol": "echo first; echo second",
         "hostname": "echo 10.0.0.1 192.168.0.1",
-        "ray": 'echo "ray $*" >> "$RECORD"',
-        "python": 'sleep 1; echo "python RAY_ADDRESS=$RAY_ADDRESS $*" >> "$RECORD"; exit 7',
+        # The head answers once it is there, and training lasts until every node has joined.
+        "ray": '[ "$1" != health-check ] || exec grep -q "^ray start --head" "$RECORD"; echo "ray $*" >> "$RECORD"',
+        "python": (
+            f'while [ "$(grep -c "^ray start" "$RECORD")" -lt {nodes} ]; do sleep 0.1; done\n'
+            'echo "python RAY_ADDRESS=$RAY_ADDRESS $*" >> "$RECORD"; exit 7'
+        ),
     }
     for name, body in programs.items():
         (tools / name).write_text(f"#!/bin/bash\n{body}\n")
