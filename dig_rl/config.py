@@ -82,6 +82,10 @@ class RewardConfig(_Section):
     """Weight of 1 - GIoU in the assignment cost."""
     max_boxes: int = Field(32, ge=1)
     """Longer answers are `too_many`."""
+    max_answer_characters: int = Field(16_384, ge=1)
+    """Longer answers are `too_long`, thinking not counted; about 20 times a full list of 32 integer boxes."""
+    clip_tolerance: float = Field(2.0, ge=0)
+    """A coordinate at most so far outside its range is clipped to it; further outside, the box is malformed."""
     count_malformed_boxes: bool = False
     """A malformed box in a list of valid ones counts as a wrong box, instead of making the whole list malformed."""
     num_workers: int = Field(1, ge=1)

@@ -37,11 +37,10 @@ def evaluate_greedily(
     for group in rollouts.answer(examples):
         parsed = parse_answer(
             group.completions[0].text,
+            config.reward,
             thinking=config.policy.thinking,
             frame=policy.frame,
             model_image_size_px=group.model_image_size_px,
-            max_boxes=config.reward.max_boxes,
-            count_malformed_boxes=config.reward.count_malformed_boxes,
         )
         size = group.example.image_size_px
         target_unit = px_to_unit(np.array(group.example.target_boxes_px).reshape(-1, 4), size)

@@ -66,7 +66,7 @@ METRICS = (
     Metric("timing/learn_s", "s", "Busy seconds of log-probabilities, backward pass and optimiser"),
     Metric("timing/sync_s", "s", "Busy seconds of sending the weights to the samplers"),
     Metric("timing/step_s", "s", "Wall-clock seconds of the whole step"),
-    Metric("memory/<process>_gib", "GiB", "Memory held by one process, the largest of its kind"),
+    Metric("memory/<process>_gib", "GiB", "Memory of an actor and the processes it started, the largest of its kind"),
     Metric("heldout/<figure>", "see figure", "Greedy evaluation on the held-out split, as in `summary.json`"),
     Metric("tracking/non_finite", "values", "Metrics of this step that were NaN or infinite; stored as null"),
 )

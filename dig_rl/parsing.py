@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dig_rl.boxes import norm1000_to_unit, px_to_unit
+from dig_rl.config import RewardConfig
 from dig_rl.errors import PolicyError
 from dig_rl.types import ParseStatus
 
@@ -23,10 +24,6 @@ CoordinateFrame = Literal["norm1000", "absolute_px"]
 FAMILY_FRAMES: dict[str, CoordinateFrame] = {"qwen3_vl": "norm1000", "qwen2_5_vl": "absolute_px"}
 """Coordinate convention of each model family by `model_type`; declared, never guessed from the size of a number."""
 
-MAX_ANSWER_CHARACTERS = 16_384
-"""Longer answers are `too_long`; about 20 times a full list of 32 integer boxes."""
-
-_CLIP_TOLERANCE = 2.0
 _MAX_NESTING = 8
 _NOWHERE = (0.0, 0.0, 0.0, 0.0)
 _END_OF_THINKING = "</think>"
@@ -76,28 +73,26 @@ def frame_of(model_type: str) -> CoordinateFrame:
 
 def parse_answer(
     text: str,
+    reward_config: RewardConfig,
     *,
     thinking: bool,
     frame: CoordinateFrame,
     model_image_size_px: tuple[int, int],
-    max_boxes: int,
-    count_malformed_boxes: bool = False,
 ) -> ParsedAnswer:
     """Read the boxes of one completion.
 
     A box is `[x_min, y_min, x_max, y_max]` or an object with such a list under `bbox_2d`. The range of a coordinate is
-    [0, 1000] in `norm1000` and [0, side of the resized image] in `absolute_px`; in both, a value at most 2 outside
-    is clipped to the range, and any other is malformed. One malformed box makes the whole list malformed, or, with
-    `count_malformed_boxes`, becomes a box without area, which no true box overlaps; a list needs one valid box all the
-    same.
+    [0, 1000] in `norm1000` and [0, side of the resized image] in `absolute_px`; in both, a value at most
+    `clip_tolerance` outside is clipped to it, and any other is malformed. One malformed box makes the whole list
+    malformed, or, with `count_malformed_boxes`, becomes a box without area, which no true box overlaps; a list needs
+    one valid box all the same.
 
     Args:
         text: the completion, however long or hostile.
+        reward_config: the limits `max_boxes`, `max_answer_characters`, `clip_tolerance`, and `count_malformed_boxes`.
         thinking: the policy must close its thinking with `</think>` before it answers.
         frame: the family's coordinate convention.
         model_image_size_px: (width, height) after the policy's resize rule; used by `absolute_px`.
-        max_boxes: longer lists are `too_many`.
-        count_malformed_boxes: keep a malformed box of a list as a wrong one.
 
     Returns:
         The status, with boxes in [0, 1] of each image side.
@@ -105,24 +100,25 @@ def parse_answer(
     _, closed, answer = text.rpartition(_END_OF_THINKING)
     if thinking and not closed:
         return ParsedAnswer("unfinished_thinking", None)
-    if len(answer) > MAX_ANSWER_CHARACTERS:
+    if len(answer) > reward_config.max_answer_characters:
         return ParsedAnswer("too_long", None)
     elements = _last_array(answer)
     if elements is None:
         return ParsedAnswer("malformed", None)
     if not elements:
         return ParsedAnswer("empty", np.empty((0, 4)))
-    if len(elements) > max_boxes:
+    if len(elements) > reward_config.max_boxes:
         return ParsedAnswer("too_many", None)
-    side_limits = (1000, 1000) if frame == "norm1000" else model_image_size_px
-    boxes = [_read_box(element, side_limits) for element in elements]
-    if None in boxes and not (count_malformed_boxes and any(boxes)):
+    is_norm1000 = frame == "norm1000"
+    side_limits = (1000, 1000) if is_norm1000 else model_image_size_px
+    boxes = [_read_box(element, side_limits, reward_config.clip_tolerance) for element in elements]
+    if None in boxes and not (reward_config.count_malformed_boxes and any(boxes)):
         return ParsedAnswer("malformed", None)
     array = np.array([box or _NOWHERE for box in boxes])
-    return ParsedAnswer("ok", norm1000_to_unit(array) if frame == "norm1000" else px_to_unit(array, side_limits))
+    return ParsedAnswer("ok", norm1000_to_unit(array) if is_norm1000 else px_to_unit(array, side_limits))
 
 
-def _read_box(element: Any, side_limits: tuple[int, int]) -> tuple[float, float, float, float] | None:
+def _read_box(element: Any, side_limits: tuple[int, int], tolerance: float) -> tuple[float, float, float, float] | None:
     """One box brought into the range; None if it is no box, further outside (or NaN), swapped or without area."""
     numbers = element.get("bbox_2d") if type(element) is dict else element
     if type(numbers) is not list or len(numbers) != 4:
@@ -132,9 +128,9 @@ def _read_box(element: Any, side_limits: tuple[int, int]) -> tuple[float, float,
         return None
     # Plain arithmetic: for the few boxes of an answer, arrays take three times as long.
     (x_min, y_min, x_max, y_max), (width, height) = numbers, side_limits
-    if not (x_min >= -_CLIP_TOLERANCE and x_max <= width + _CLIP_TOLERANCE):
+    if not (x_min >= -tolerance and x_max <= width + tolerance):
         return None
-    if not (y_min >= -_CLIP_TOLERANCE and y_max <= height + _CLIP_TOLERANCE):
+    if not (y_min >= -tolerance and y_max <= height + tolerance):
         return None
     x_min, y_min, x_max, y_max = max(x_min, 0.0), max(y_min, 0.0), min(x_max, width), min(y_max, height)
     # The area is also zero where a sliver's is below the smallest float.

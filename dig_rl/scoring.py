@@ -38,7 +38,7 @@ class Scorer:
         """Load and check every plugin.
 
         Args:
-            reward_config: terms, weights, matching costs, `max_boxes`.
+            reward_config: terms, weights, matching costs, limits of an answer.
             root: folder that plugin paths start from.
             thinking: the policy thinks before it answers.
             frame: coordinate convention of the policy's family.
@@ -91,11 +91,10 @@ class Scorer:
     ) -> Score:
         answer = parse_answer(
             completion.text,
+            self._config,
             thinking=self._thinking,
             frame=self._frame,
             model_image_size_px=group.model_image_size_px,
-            max_boxes=self._config.max_boxes,
-            count_malformed_boxes=self._config.count_malformed_boxes,
         )
         if answer.boxes_unit is None or answer.status != "ok" or not len(target_unit):
             return self._settled(answer, is_right=answer.status == "empty" and not len(target_unit))

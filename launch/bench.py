@@ -15,11 +15,12 @@ from typing import Any
 from dig_rl.durable import write_durably
 from dig_rl.errors import ConfigError
 from launch.benchmarks.measurement import Measurement, Request
-from launch.benchmarks.scoring import score_share_of_step, score_us_per_completion
+from launch.benchmarks.scoring import pool_over_scorer, score_share_of_step, score_us_per_completion
 from launch.terminal import end_with_message
 
 BENCHMARKS: dict[str, Callable[[Request], Measurement]] = {
     "score_us_per_completion": score_us_per_completion,
+    "pool_over_scorer": pool_over_scorer,
     "score_share_of_step": score_share_of_step,
 }
 

@@ -52,6 +52,14 @@ def test_scoring_is_timed_against_matching_for_every_term(monkeypatch: pytest.Mo
     assert measured.holds == (measured.value <= 50)
 
 
+def test_the_pool_is_timed_against_plugins_in_the_same_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(scoring, "_NUM_COMPLETIONS", 50)
+    measured = scoring.pool_over_scorer(Request(tmp_path, None))
+    assert measured.value == measured.ratio > 1  # the same work, and a message there and back
+    assert measured.holds == (measured.value <= 2)
+
+
 def test_entries_are_written_after_the_contract_and_others_stay(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -78,7 +86,7 @@ def test_a_missed_aim_is_said() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--only", "speed"], "no benchmark is called speed; there are score_us_per_completion, score_share_of_step"),
+        (["--only", "speed"], "no benchmark is called speed; there are score_us_per_completion, pool_over_scorer, "),
         (["--only", "score_share_of_step", "--run", "gone"], "has no training step with timings"),
     ],
 )

@@ -13,18 +13,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dig_rl.config import RewardConfig
 from dig_rl.errors import PolicyError
-from dig_rl.parsing import MAX_ANSWER_CHARACTERS, CoordinateFrame, ParsedAnswer, frame_of, parse_answer
+from dig_rl.parsing import CoordinateFrame, ParsedAnswer, frame_of, parse_answer
 
 STATUSES = {"ok", "empty", "malformed", "unfinished_thinking", "too_long", "too_many"}
 
 
-def parse(text: str, *, thinking: bool = False, frame: CoordinateFrame = "norm1000") -> ParsedAnswer:
-    return parse_answer(text, thinking=thinking, frame=frame, model_image_size_px=(200, 100), max_boxes=32)
+DEFAULTS = RewardConfig()
 
 
-def boxes_norm1000(text: str, *, thinking: bool = False) -> list[list[float]]:
-    answer = parse(text, thinking=thinking)
+def parse(
+    text: str, config: RewardConfig = DEFAULTS, *, thinking: bool = False, frame: CoordinateFrame = "norm1000"
+) -> ParsedAnswer:
+    return parse_answer(text, config, thinking=thinking, frame=frame, model_image_size_px=(200, 100))
+
+
+def boxes_norm1000(text: str, config: RewardConfig = DEFAULTS, *, thinking: bool = False) -> list[list[float]]:
+    answer = parse(text, config, thinking=thinking)
     assert answer.status == "ok"
     assert answer.boxes_unit is not None
     return (answer.boxes_unit * 1000).round(6).tolist()
@@ -97,7 +103,7 @@ def test_one_box_is_read(text: str) -> None:
         "[(100, 200, 300, 400)]",
         "[[100, 200, 300, 400], [3, 3, 1, 1]]",  # one malformed box makes the list malformed
         "[[[100, 200, 300, 400]]]",
-        "[" * MAX_ANSWER_CHARACTERS,
+        "[" * DEFAULTS.max_answer_characters,
         "[" * 8000 + "1, 2, 3, 4" + "]" * 8000,
         '[{"bbox_2d":' * 1300,
         '["' + '\\"' * 8000,
@@ -109,16 +115,10 @@ def test_anything_but_a_list_of_boxes_is_malformed(text: str) -> None:
 
 
 def test_malformed_box_may_count_as_a_wrong_box_among_valid_ones() -> None:
+    config = RewardConfig(max_boxes=3, count_malformed_boxes=True)
+
     def read(text: str) -> ParsedAnswer:
-        size = (200, 100)
-        return parse_answer(
-            text,
-            thinking=False,
-            frame="norm1000",
-            model_image_size_px=size,
-            max_boxes=3,
-            count_malformed_boxes=True,
-        )
+        return parse(text, config)
 
     answer = read("[[300, 200, 100, 400], [100, 200, 300, 400], true]")
     assert answer.status == "ok" and answer.boxes_unit is not None
@@ -144,6 +144,15 @@ def test_little_beyond_the_range_is_clipped() -> None:
     assert boxes_norm1000("[[-2, -1.5, 1002, 1000.5]]") == [[0, 0, 1000, 1000]]
 
 
+def test_how_little_and_how_long_are_settings() -> None:
+    strict = RewardConfig(clip_tolerance=0, max_answer_characters=21)
+    assert parse("[[0, 0, 1000, 1000]]", strict).status == "ok"
+    assert parse("[[0, 0, 1000, 1e3]]  ", strict).status == "ok"
+    assert parse("[[0, 0, 1000, 1e3]]   ", strict).status == "too_long"
+    assert parse("[[0, 0, 1000, 1000.1]]", RewardConfig(clip_tolerance=0)).status == "malformed"
+    assert boxes_norm1000("[[0, -9, 1, 9]]", config=RewardConfig(clip_tolerance=9)) == [[0, 0, 1, 9]]
+
+
 def test_deep_array_before_the_answer_does_not_disturb_it() -> None:
     assert boxes_norm1000("[" * 3000 + "]" * 3000 + "[[1, 2, 3, 4]]") == [[1, 2, 3, 4]]
 
@@ -156,7 +165,7 @@ def test_thinking_must_be_closed() -> None:
 
 def test_only_the_answer_after_thinking_has_a_length_limit() -> None:
     answer = "[[1, 2, 3, 4]]"
-    padding = " " * (MAX_ANSWER_CHARACTERS - len(answer))
+    padding = " " * (DEFAULTS.max_answer_characters - len(answer))
     assert parse(padding + answer).status == "ok"
     assert parse(padding + " " + answer).status == "too_long"
     assert parse(padding * 3 + "</think>" + answer, thinking=True).status == "ok"

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dig_rl.config import RewardConfig
 from dig_rl.parsing import CoordinateFrame, parse_answer
 from dig_rl.prompts import BoxTarget, chat_messages, format_answer, instruction
 
@@ -18,7 +19,7 @@ SIZE = (96, 64)
 
 
 def read(text: str, frame: CoordinateFrame, size: tuple[int, int] = SIZE) -> np.ndarray:
-    answer = parse_answer(text, thinking=False, frame=frame, model_image_size_px=size, max_boxes=32)
+    answer = parse_answer(text, RewardConfig(), thinking=False, frame=frame, model_image_size_px=size)
     assert answer.boxes_unit is not None, (answer.status, text)
     return answer.boxes_unit
 

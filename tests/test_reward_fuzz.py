@@ -8,7 +8,6 @@ from collections import Counter
 
 import pytest
 
-from dig_rl.parsing import MAX_ANSWER_CHARACTERS
 from dig_rl.scoring import Scorer
 from dig_rl.types import Score
 from tests.test_scoring import CORNERS, EXACT, ROOT, SHIPPED, answer, group_of, random_boxes
@@ -49,7 +48,8 @@ def soup(generator: random.Random) -> str:
 
 def long_soup(generator: random.Random) -> str:
     few = generator.sample(PIECES, generator.randint(1, 4))
-    return "".join(generator.choices(few, k=generator.randrange(2 * MAX_ANSWER_CHARACTERS // max(map(len, few)))))
+    length = 2 * SHIPPED.max_answer_characters // max(map(len, few))
+    return "".join(generator.choices(few, k=generator.randrange(length)))
 
 
 def crowded(generator: random.Random) -> str:
@@ -113,7 +113,7 @@ def test_generated_completions_are_scored_in_range_and_in_time(number: int) -> N
 @pytest.mark.parametrize("around", ["{}", "[{}]", "[[1, 2, 3, 4]] {}"])
 def test_the_longest_answer_of_one_piece_is_read_in_time(piece: str, around: str) -> None:
     scorer = Scorer(SHIPPED, root=ROOT, thinking=False, frame="norm1000", prompt="")
-    text = around.format(piece * ((MAX_ANSWER_CHARACTERS - 20) // len(piece)))
+    text = around.format(piece * ((SHIPPED.max_answer_characters - 20) // len(piece)))
     score, seconds = score_in_time(scorer, text)
     assert score.status != "too_long"
     assert seconds <= LIMIT_S

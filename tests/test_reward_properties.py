@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from dig_rl.boxes import assign, giou_matrix, iou_matrix, l1_matrix
+from dig_rl.config import RewardConfig
 from dig_rl.parsing import CoordinateFrame, parse_answer
 from dig_rl.prompts import format_answer
 from dig_rl.scoring import Scorer
@@ -86,7 +87,7 @@ def test_order_of_boxes_does_not_matter_on_either_side(
 def test_what_is_written_is_what_is_read(some: list[Box], frame: CoordinateFrame) -> None:
     size = (1000, 500)
     written = format_answer(unit(some), frame, size)
-    read = parse_answer(written, thinking=False, frame=frame, model_image_size_px=size, max_boxes=32)
+    read = parse_answer(written, RewardConfig(), thinking=False, frame=frame, model_image_size_px=size)
     assert read.status == ("ok" if some else "empty") and read.boxes_unit is not None
     np.testing.assert_allclose(read.boxes_unit, unit(sorted(some)), atol=1e-12)
 

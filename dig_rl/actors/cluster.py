@@ -60,7 +60,12 @@ class _Host:
         return function(self._object, *args)
 
     def memory_gib(self) -> float:
-        return psutil.Process().memory_info().rss / 2**30
+        own = psutil.Process()
+        total = own.memory_info().rss
+        for child in own.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                total += child.memory_info().rss
+        return total / 2**30
 
 
 @dataclass(frozen=True)
@@ -225,7 +230,7 @@ class Cluster:
         return min(_REPORT_WAIT_EVERY_S, max(left, 0.0) + 0.1)
 
     def memory_gib(self) -> dict[Actor, float]:
-        """Resident memory of each actor's process."""
+        """Resident memory of each actor's process and those that it started."""
         pending = [Pending(actor, actor.handle.memory_gib.remote()) for actor in self._actors]
         return dict(zip(self._actors, self.gather(pending), strict=True))
 
