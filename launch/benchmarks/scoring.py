@@ -125,6 +125,7 @@ def _tiny_run(folder: Path) -> Path:
     """Render, warm up and train the tiny config below `folder`; data and policy of an earlier time are used again."""
     paths = {"data.path": folder / "data", "policy.path": folder / "policy", "warmup.start": folder / "start"}
     settings = ["--config", _TINY, "--set", *(f"{key}={json.dumps(str(path))}" for key, path in paths.items())]
+    settings += ["rollout.prompts_per_step=16", "rollout.group_size=8"]  # the demo's; with less, fixed costs are all
     runs = folder / "runs"
     shutil.rmtree(runs, ignore_errors=True)  # an old run would measure old code
     parts = [
