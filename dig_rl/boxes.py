@@ -38,8 +38,12 @@ def unit_to_norm1000(boxes_unit: np.ndarray) -> np.ndarray:
 
 
 def iou_matrix(boxes_a: np.ndarray, boxes_b: np.ndarray) -> np.ndarray:
-    """Intersection over union of every pair, `[N, M]` in [0, 1]; boxes `[N, 4]`, `[M, 4]` of positive area."""
-    return _matrices(boxes_a, boxes_b)[0]
+    """Intersection over union of every pair, `[N, M]` in [0, 1]; boxes `[N, 4]`, `[M, 4]`; without area it is 0."""
+    edges = np.maximum(boxes_a[:, None, :2], boxes_b[:, :2]), np.minimum(boxes_a[:, None, 2:], boxes_b[:, 2:])
+    intersection = np.maximum(edges[1] - edges[0], 0.0).prod(axis=2)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (boxes_a, boxes_b)]
+    union = areas[0][:, None] + areas[1] - intersection
+    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
 
 
 def giou_matrix(boxes_a: np.ndarray, boxes_b: np.ndarray) -> np.ndarray:

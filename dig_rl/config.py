@@ -181,6 +181,43 @@ class EvaluationConfig(_Section):
     """IoU from which a box counts as found."""
 
 
+class AlarmsConfig(_Section):
+    """When a run warns that the policy games its reward or stops learning: thresholds by the name of the alarm.
+
+    `dig_rl/alarms.py` says which metric each is held against, and what it means.
+    """
+
+    window: int = Field(10, ge=1)
+    """Steps over which a metric is averaged before it is compared."""
+    stop: tuple[str, ...] = ()
+    """Alarms that end the run, checkpoint saved; the others are told in the log and the report."""
+    off: tuple[str, ...] = ()
+    """Alarms that are not wanted."""
+    whole_image: float = Field(0.5, ge=0)
+    duplicates: float = Field(0.3, ge=0)
+    one_box: float = Field(0.9, ge=0)
+    count_collapse: float = Field(0.5, ge=0)
+    same_box: float = Field(0.5, ge=0)
+    images_ignored: float = Field(0.8, ge=0)
+    format_hacking: float = Field(0.9, ge=0)
+    thinking_collapse: float = Field(0.1, ge=0)
+    """Fraction of the length that thinking had in the first window."""
+    entropy_collapse: float = Field(0.02, ge=0)
+    """Nats a token."""
+    mismatch: float = Field(0.01, ge=0)
+    """Nats a token."""
+    no_signal: float = Field(0.8, ge=0)
+
+    @model_validator(mode="after")
+    def _named_are_alarms(self) -> AlarmsConfig:
+        known = sorted(type(self).model_fields.keys() - {"window", "stop", "off"})
+        for key, names in (("stop", self.stop), ("off", self.off)):
+            for name in names:
+                if name not in known:
+                    raise ValueError(f"alarms.{key} names {name!r}; alarms are {', '.join(known)}")
+        return self
+
+
 class WarmupConfig(_Section):
     """Supervised start (`make warmup`): from `start` to `policy.path`."""
 
@@ -217,6 +254,7 @@ class Config(_Section):
     learner: LearnerConfig = LearnerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    alarms: AlarmsConfig = AlarmsConfig()
     warmup: WarmupConfig = WarmupConfig()
     cluster: ClusterConfig = ClusterConfig()
 

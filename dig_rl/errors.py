@@ -16,6 +16,10 @@ class PluginError(DigRlError):
     """A reward plugin cannot be loaded, or broke its contract while scoring."""
 
 
+class AlarmError(DigRlError):
+    """An alarm that the config stops at was raised."""
+
+
 class DataError(DigRlError, ValueError):
     """A data folder, its metadata, an image or a label is wrong."""
 

@@ -36,6 +36,22 @@ METRICS = (
     Metric("reward/group_std", "0-1", "Mean over groups of the standard deviation (ddof 1) of the rewards in a group"),
     Metric("reward/failed_frac", "fraction", "Completions masked because a reward plugin broke on them; never scored"),
     Metric(
+        "answers/f1", "0-1", "Mean F1 at IoU 0.5 of the sampled answers, whatever the reward; unreadable ones count 0"
+    ),
+    Metric("answers/boxes", "boxes", "Mean number of boxes of a readable answer"),
+    Metric("answers/whole_image_frac", "fraction", "Readable answers with a box over 70 % of the image"),
+    Metric("answers/duplicate_frac", "fraction", "Boxes that repeat an earlier box of their answer (IoU 0.9)"),
+    Metric("answers/one_box_frac", "fraction", "Readable answers of exactly one box, to pairs with several changes"),
+    Metric(
+        "answers/same_count_excess",
+        "fraction",
+        "Share of the most common number of boxes, minus that of the most common true number where these differ",
+    ),
+    Metric("answers/same_box_frac", "fraction", "Other pairs answered with the same box (IoU 0.9), mean over boxes"),
+    Metric("answers/readable_minus_f1", "0-1", "Readable share of the answers minus their F1"),
+    Metric("answers/thinking_characters", "characters", "Mean length of what is written before `</think>`"),
+    Metric("control/same_answer_frac", "fraction", "Greedy answers that stay the same when the changed image is blank"),
+    Metric(
         "rollout/mismatch_kl", "nats", "Mean of exp(d) - 1 - d over completion tokens, d = learner - rollout log-prob"
     ),
     Metric("rollout/importance_max", "1", "Largest importance weight of a token, learner over rollout, before the cap"),

@@ -116,12 +116,12 @@ class Scorer:
             stage=stage,
         )
         terms = {name: self._run_term(name, item) for name in self._functions}
-        return Score(self._total(terms), terms, answer.status, len(predicted_unit))
+        return Score(self._total(terms), terms, answer.status, _as_tuples(predicted_unit))
 
     def _settled(self, answer: ParsedAnswer, *, is_right: bool) -> Score:
         value = 1.0 if is_right else 0.0
-        num_predicted = 0 if answer.boxes_unit is None else len(answer.boxes_unit)
-        return Score(value, dict.fromkeys(self._functions, value), answer.status, num_predicted)
+        boxes = () if answer.boxes_unit is None else _as_tuples(answer.boxes_unit)
+        return Score(value, dict.fromkeys(self._functions, value), answer.status, boxes)
 
     def _total(self, terms: Mapping[str, float]) -> float:
         weighted = math.fsum(term.weight * terms[name] for name, term in self._config.terms.items())
@@ -146,6 +146,10 @@ def broken_plugin(
     """One sentence: which plugin did `what`, on which pair and completion; `term` None: parsing or matching."""
     blamed = f'reward plugin "{reward_config.terms[term].use}" (term {term})' if term else "parsing or matching"
     return f"{blamed} {what}, on pair {pair_id} at step {step} for the completion {_excerpt(completion)}"
+
+
+def _as_tuples(boxes: np.ndarray) -> tuple[tuple[float, ...], ...]:
+    return tuple(map(tuple, boxes.tolist()))
 
 
 def _read_only(boxes: np.ndarray) -> np.ndarray:

@@ -15,15 +15,17 @@ import numpy as np
 
 from dig_rl.actors.cluster import Cluster
 from dig_rl.actors.fleet import Fleet, launch_fleet, num_actors
+from dig_rl.alarms import AlarmWatch
 from dig_rl.algo.advantages import compute_advantages, drop_groups_without_signal
 from dig_rl.algo.batch import TrainingGroup
+from dig_rl.answers import summarise_answers
 from dig_rl.checkpoint import CheckpointStore
 from dig_rl.config import Config
 from dig_rl.curriculum import Curriculum, load_stages
 from dig_rl.data import load_examples
-from dig_rl.errors import DataError, PluginError
+from dig_rl.errors import AlarmError, DataError, PluginError
 from dig_rl.evaluate import evaluate_greedily
-from dig_rl.metrics import summarise_dropped, summarise_groups
+from dig_rl.metrics import read_metrics, summarise_dropped, summarise_groups
 from dig_rl.plugins import load_plugin
 from dig_rl.progress import TrainProgress
 from dig_rl.run_folder import RunFolder
@@ -93,7 +95,7 @@ def train(config: Config, run: RunFolder, root: Path, *, allow_changed_plugins: 
             training.save()
             training.summary.write("interrupted")
             raise
-        except (PluginError, DataError):  # the engines are well: nothing that was learned need be lost
+        except (AlarmError, PluginError, DataError):  # the engines are well: nothing that was learned need be lost
             training.save()
             training.summary.write("failed")
             raise
@@ -115,6 +117,7 @@ class Training:
         self._is_mid_step = False  # learner, log and curriculum disagree then
         self._saved_step = 0
         self._saved_at = time.monotonic()
+        self._alarms = AlarmWatch(config.alarms)
         learner_engine, card = fleet.learner.facts()
         self.summary = Summary(
             run.path,
@@ -133,6 +136,8 @@ class Training:
             Tracker(self._run.path, restored_step=restored_step) as tracker,
             TrainProgress(self._curriculum.total_steps, self._step) as progress,
         ):
+            for line in read_metrics(self._run.path):
+                self._alarms.observe(line)
             self.summary.write("running")
             if self._step == 0 and "before" not in self.summary.heldout:
                 self._evaluate("before", tracker, progress)
@@ -151,6 +156,7 @@ class Training:
         self._curriculum.observe(groups)
         kept, dropped = drop_groups_without_signal(groups, self._config.learner.min_reward_spread)
         figures |= summarise_groups(groups) | summarise_dropped(dropped, len(groups))
+        figures |= summarise_answers(groups, thinking=self._config.policy.thinking)
         num_tokens = sum(len(completion.token_ids) for group in groups for completion in group.sampled.completions)
         figures["rollout/tokens_per_s"] = num_tokens / figures["timing/generate_s"]
         step = self._step + 1
@@ -168,6 +174,17 @@ class Training:
         progress.update(step, stage=stage.name, figure=reward, seconds=figures["timing/step_s"])
         busy = {phase: figures.get(f"timing/{phase}_s", 0.0) for phase in ("generate", "score", "learn", "sync")}
         self.summary.add_seconds(**busy)
+        self._heed_alarms(step, figures)
+
+    def _heed_alarms(self, step: int, figures: dict[str, float]) -> None:
+        """Tell of every alarm that begins, and stop at those that the config says."""
+        for alarm in self._alarms.observe({"step": step, **figures}):
+            _log.warning("alarm %s at step %d: %s", alarm.name, step, alarm.describe())
+            if alarm.name in self._config.alarms.stop:
+                raise AlarmError(
+                    f"stopped at step {step} by alarms.stop: {alarm.name}. {alarm.describe()}. Mend it in a new run, "
+                    "or run the same command again to go on regardless"
+                )
 
     def _evaluate(self, moment: Literal["before", "after"], tracker: Tracker, progress: TrainProgress) -> None:
         started = time.perf_counter()

@@ -85,8 +85,8 @@ class Score:
     terms: dict[str, float]
     """Raw value of each term by its name in the config, in [0, 1]."""
     status: ParseStatus
-    num_predicted: int
-    """N boxes read from the answer; 0 unless the status is `ok`."""
+    boxes_unit: tuple[tuple[float, ...], ...] = ()
+    """N boxes read from the answer, in the order written; none unless the status is `ok`."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ def group(*rewards: float | None) -> RolloutGroup:
     example = Example("pair", "/a.png", "/b.png", (96, 64), ((1.0, 1.0, 9.0, 9.0),), ("color",), "train")
     completions = tuple(Completion((1,), (-1.0,), "", "stop", seed) for seed in range(len(rewards)))
     sampled = SampledGroup(example, (1,), completions, 0, (96, 64), 0)
-    scores = tuple(None if reward is None else Score(reward, {}, "ok", 1) for reward in rewards)
+    scores = tuple(None if reward is None else Score(reward, {}, "ok") for reward in rewards)
     return RolloutGroup(sampled, scores, "single")
 
 

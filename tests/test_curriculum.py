@@ -123,7 +123,7 @@ def test_checkpoint_of_a_run_that_draws_other_pairs_is_refused(changed: dict[str
 def test_observed_rewards_are_kept_by_stage_and_survive_a_checkpoint() -> None:
     def group(example: Example, *rewards: float | None) -> RolloutGroup:
         sampled = SampledGroup(example, (1,), (), 0, (96, 64), 0)
-        scores = tuple(None if reward is None else Score(reward, {}, "ok", 1) for reward in rewards)
+        scores = tuple(None if reward is None else Score(reward, {}, "ok") for reward in rewards)
         return RolloutGroup(sampled, scores, "single")
 
     source = curriculum()

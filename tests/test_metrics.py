@@ -39,7 +39,7 @@ def group(
         num_cached_tokens=cached,
         model_image_size_px=(96, 64),
     )
-    scores = tuple(Score(r, {"f1": r / 2}, status, 0) for r, status in zip(rewards, statuses, strict=True))
+    scores = tuple(Score(r, {"f1": r / 2}, status) for r, status in zip(rewards, statuses, strict=True))
     return RolloutGroup(sampled, scores, "single")
 
 

@@ -197,8 +197,8 @@ def test_stored_image_and_resized_image_may_differ_in_size() -> None:
 
 def test_pair_without_changes_pays_only_the_empty_list() -> None:
     right, boxes, prose = scores(["[]", answer(EXACT), "nothing changed"], [])
-    assert (right.total, right.status, right.num_predicted) == (1.0, "empty", 0)
-    assert (boxes.total, boxes.status, boxes.num_predicted) == (0.0, "ok", 1)
+    assert (right.total, right.status, right.boxes_unit) == (1.0, "empty", ())
+    assert (boxes.total, boxes.status, len(boxes.boxes_unit)) == (0.0, "ok", 1)
     assert (prose.total, prose.status) == (0.0, "malformed")
     assert set(right.terms.values()) == {1.0}
     assert set(boxes.terms.values()) == {0.0}
@@ -216,7 +216,7 @@ def test_malformed_box_that_counts_is_paid_as_a_box_nowhere() -> None:
     assert [scores([text], [EXACT], config)[0].total for config in (SHIPPED, lenient)] == pytest.approx(
         [0.0, 0.1 + 0.45 * (2 / 3 + 1 / 2)]
     )
-    assert scores([text], [EXACT], lenient)[0].num_predicted == 2
+    assert scores([text], [EXACT], lenient)[0].boxes_unit == ((0.1, 0.2, 0.3, 0.4), (0, 0, 0, 0))
 
 
 def test_term_weights_come_from_the_config() -> None:
@@ -255,7 +255,8 @@ def test_total_does_not_depend_on_the_order_of_boxes() -> None:
     for _ in range(100):
         predicted, target = (random_boxes(generator, generator.randint(1, 6)) for _ in range(2))
         shuffled = generator.sample(predicted, len(predicted)), generator.sample(target, len(target))
-        assert scores([answer(*predicted)], target) == scores([answer(*shuffled[0])], shuffled[1])
+        (score,), (other,) = scores([answer(*predicted)], target), scores([answer(*shuffled[0])], shuffled[1])
+        assert (score.total, score.terms) == (other.total, other.terms)
 
 
 def test_extra_box_nowhere_never_pays() -> None:

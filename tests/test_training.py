@@ -193,3 +193,20 @@ def test_mistakes_end_with_one_message(tiny_world: TinyWorld, tmp_path: Path, ov
     assert message in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
     assert len(done.stderr.strip().splitlines()) <= 4
+
+
+def test_an_alarm_can_stop_the_run_with_its_checkpoint_saved(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    # The tiny policy's answers can be read and hit little; a threshold of 0 makes sure.
+    stopping = [
+        "alarms.window=1",
+        "alarms.format_hacking=0",
+        'alarms.stop=["format_hacking"]',
+        "checkpoint.every_steps=9",
+    ]
+    stopped = tiny_world.train(tmp_path, "alarm", *stopping)
+    assert stopped.returncode == 1
+    assert "alarm format_hacking at step 1: Answers can be read and hit nothing" in stopped.stdout
+    assert "error: stopped at step 1 by alarms.stop: format_hacking" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert json.loads((tmp_path / "alarm/summary.json").read_text())["status"] == "failed"
+    assert [folder.name for folder in (tmp_path / "alarm/checkpoints").iterdir()] == ["step-1"]

@@ -9,7 +9,8 @@ from typing import Any
 
 import jinja2
 
-from dig_rl.config import Config
+from dig_rl.alarms import find_alarms
+from dig_rl.config import AlarmsConfig, Config
 from dig_rl.durable import read_json_object, write_durably
 from dig_rl.errors import DigRlError
 from dig_rl.metrics import read_metrics
@@ -129,6 +130,7 @@ def _contents(run_dir: Path) -> dict[str, Any]:
         "num_steps": sum(line.get("stage") is not None for line in lines),
         "heldout_pairs": pairs,
         "heldout_rows": rows,
+        "alarms": find_alarms(lines, AlarmsConfig(**(config or {}).get("alarms", {}))),
         "plots": _plots(lines),
         "pictures": pictures,
         "notices": notices,
