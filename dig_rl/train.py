@@ -21,6 +21,7 @@ from dig_rl.algo.batch import TrainingGroup
 from dig_rl.answers import summarise_answers
 from dig_rl.checkpoint import CheckpointStore
 from dig_rl.config import Config
+from dig_rl.controls import same_answer_frac
 from dig_rl.curriculum import Curriculum, load_stages
 from dig_rl.data import load_examples
 from dig_rl.errors import AlarmError, DataError, PluginError
@@ -195,10 +196,15 @@ class Training:
             self._config,
             self._run.heldout / f"predictions_{moment}.jsonl",
         )
-        tracker.log(self._step, {f"heldout/{name}": value for name, value in figures.items()})
+        logged = {f"heldout/{name}": value for name, value in figures.items()}
+        if any(example.num_differences for example in self._inputs.heldout):
+            folder = self._run.heldout / "controls"
+            logged["control/same_answer_frac"] = same_answer_frac(self._fleet.rollouts, self._inputs.heldout, folder)
+        tracker.log(self._step, logged)
         self.summary.set_heldout(moment, figures)
         self.summary.add_seconds(evaluate=time.perf_counter() - started)
         self.summary.write("running")
+        self._heed_alarms(self._step, logged)
         progress.note(f"held-out {moment}: F1 {figures['f1']:.3f}, mean IoU {figures['mean_iou']:.3f}")
 
     def _restore(self) -> int | None:

@@ -55,6 +55,8 @@ def test_run_folder_holds_what_the_contract_says(finished: Path) -> None:
     ]
     assert summary["heldout"]["before"].keys() == summary["heldout"]["after"].keys()
     assert summary["heldout"]["after"]["pairs"] == 4
+    controls = [line["control/same_answer_frac"] for line in read_metrics(finished) if line["stage"] is None]
+    assert len(controls) == 2 and all(0 <= share <= 1 for share in controls)
     assert 0 <= summary["mismatch_kl_max"] < 1e-6
     seconds = summary["seconds"]
     assert sum(value for name, value in seconds.items() if name != "total") == pytest.approx(seconds["total"], abs=0.1)
