@@ -21,7 +21,7 @@ NAMED_RUN = $(if $(filter-out file,$(origin RUN)),--run '$(RUN)')
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-blender doctor demo data policy warmup train eval report reward-test reward-report \
-	bench submit tensorboard test test-fast test-long test-pins lint clean need-python
+	curriculum-preview bench submit tensorboard test test-fast test-long test-pins lint clean need-python
 
 help: ## list every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -70,6 +70,9 @@ reward-test: setup ## does a reward plugin keep the contract? REWARD=path.py:fun
 
 reward-report: setup ## what a reward pays scripted policies, and where it pays nonsense: CONFIG= SET= OUT=
 	@$(PY) -m launch.reward_report $(NAMED_CONFIG) $(call option,--out,$(OUT)) $(SETTINGS)
+
+curriculum-preview: setup ## what a curriculum would draw from the data, as tables and a picture: CONFIG= SET= OUT=
+	@$(PY) -m launch.curriculum_preview --config $(call quote,$(CONFIG)) $(call option,--out,$(OUT)) $(SETTINGS)
 
 bench: setup setup-blender ## our speed against named alternatives, into runs/bench: ONLY="names" RUN=
 	@$(PY) -m launch.bench $(if $(ONLY),--only $(call quote,$(ONLY))) $(NAMED_RUN)

@@ -10,6 +10,7 @@ import difflib
 import json
 import tomllib
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -161,6 +162,11 @@ class LearnerConfig(_Section):
     """GPUs that Ray reserves for one rank."""
     deepspeed: dict[str, Any] = {"zero_optimization": {"stage": 1}}
     """DeepSpeed's own table, passed through; dig-rl fills in batch sizes, optimiser and clipping."""
+
+    @property
+    def lr_is_ours(self) -> bool:
+        """Whether `lr` is what the optimiser uses: no table of DeepSpeed's own decides on it."""
+        return not self.deepspeed.keys() & {"optimizer", "scheduler"}
 
 
 class CheckpointConfig(_Section):
@@ -361,6 +367,8 @@ def _known_keys(model: type[BaseModel], path: list[str], prefix: str = "") -> li
     for name, field in model.model_fields.items():
         keys.append(prefix + name)
         inner, below = field.annotation, f"{prefix}{name}."
+        if get_origin(inner) is UnionType:  # an optional table
+            inner = get_args(inner)[0]
         if get_origin(inner) is dict:
             own_name = path[below.count(".") :][:1] or ["*"]
             inner, below = get_args(inner)[1], f"{below}{own_name[0]}."

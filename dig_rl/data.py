@@ -220,7 +220,19 @@ def _example(folder: Path, record: PairRecord, box_target: BoxTarget) -> Example
         target_boxes_px=tuple(_target(difference, box_target) for difference in record.differences),
         kinds=tuple(difference.kind for difference in record.differences),
         split=record.split,
+        visible_fractions=tuple(_visible_fraction(difference) for difference in record.differences),
     )
+
+
+def _visible_fraction(difference: DifferenceRecord) -> float | None:
+    """The lower fraction of those pictures that show the object; None if one of them is not known."""
+    sides = (
+        (difference.box_a, difference.visible_fraction_a),
+        (difference.box_b, difference.visible_fraction_b),
+    )
+    shown = [fraction for box, fraction in sides if box is not None]
+    known = [fraction for fraction in shown if fraction is not None]
+    return min(known) if known and len(known) == len(shown) else None
 
 
 def _target(difference: DifferenceRecord, box_target: BoxTarget) -> Box:

@@ -77,6 +77,7 @@ METRICS = (
     Metric("learner/lr", "1", "Learning rate of the update"),
     Metric("learner/entropy", "nats", "Mean entropy of the policy over completion tokens"),
     Metric("curriculum/stage_index", "index", "Stage the step was drawn from, counted from 0"),
+    Metric("curriculum/replay_frac", "fraction", "Pairs of the step that were drawn from those of earlier stages"),
     Metric("timing/generate_s", "s", "Busy seconds of sampling"),
     Metric("timing/score_s", "s", "Busy seconds of parsing, matching and reward terms"),
     Metric("timing/learn_s", "s", "Busy seconds of log-probabilities, backward pass and optimiser"),

@@ -23,7 +23,7 @@ class TrainProgress:
 
     def __init__(self, total_steps: int, first_step: int = 0) -> None:
         """Args: `total_steps` of the whole run; `first_step`, how many of them a continued run has behind it."""
-        self._total = total_steps
+        self._total, self._is_bound = total_steps, False
         self._durations: deque[float] = deque(maxlen=_STEPS_AVERAGED)
         console = Console(file=sys.stdout, highlight=False)
         self._bar: Progress | None = None
@@ -38,6 +38,12 @@ class TrainProgress:
             )
             self._task = self._bar.add_task("training", total=total_steps, completed=first_step, figures="")
 
+    def set_total(self, total_steps: int, *, is_bound: bool) -> None:
+        """The run has this many steps, or, where `is_bound`, at most so many."""
+        self._total, self._is_bound = total_steps, is_bound
+        if self._bar is not None:
+            self._bar.update(self._task, total=total_steps)
+
     def update(self, step: int, *, stage: str, figure: str, seconds: float) -> None:
         """Show one finished step.
 
@@ -49,7 +55,7 @@ class TrainProgress:
         """
         self._durations.append(seconds)
         left = (self._total - step) * sum(self._durations) / len(self._durations)
-        figures = f"{figure}  {seconds:.1f} s/step  {_clock(left)} left"
+        figures = f"{figure}  {seconds:.1f} s/step  {'at most ' if self._is_bound else ''}{_clock(left)} left"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=stage, figures=figures)
         else:

@@ -22,7 +22,7 @@ from dig_rl.answers import summarise_answers
 from dig_rl.checkpoint import CheckpointStore
 from dig_rl.config import Config
 from dig_rl.controls import same_answer_frac
-from dig_rl.curriculum import Curriculum, load_stages
+from dig_rl.curriculum import Curriculum, open_curriculum, stage_config
 from dig_rl.data import load_examples
 from dig_rl.errors import AlarmError, DataError, PluginError
 from dig_rl.evaluate import evaluate_greedily
@@ -45,6 +45,8 @@ class Inputs:
     examples: list[Example]
     heldout: list[Example]
     curriculum: Curriculum
+    stage_configs: dict[str, Config]
+    """The config as it holds in each stage, by the stage's name."""
     plugin_hashes: dict[str, str]
 
 
@@ -60,9 +62,9 @@ def read_inputs(config: Config, root: Path) -> Inputs:
     options: dict[str, Any] = {"allow_no_change": data.allow_no_change, "box_target": data.box_target}
     examples = load_examples(data.path, data.train_split, **options)
     heldout = load_examples(data.path, data.heldout_split, **options)[: config.evaluation.max_pairs]
-    stages = load_stages(root / config.curriculum)
-    curriculum = Curriculum(stages, examples, seed=config.seed, prompts_per_step=config.rollout.prompts_per_step)
-    return Inputs(examples, heldout, curriculum, hash_plugins(config.reward, root))
+    curriculum = open_curriculum(config, examples, root)
+    stage_configs = {stage.name: stage_config(config, stage) for stage in curriculum.stages}
+    return Inputs(examples, heldout, curriculum, stage_configs, hash_plugins(config.reward, root))
 
 
 def train(config: Config, run: RunFolder, root: Path, *, allow_changed_plugins: bool = False) -> dict[str, Any]:
@@ -116,6 +118,7 @@ class Training:
         self._step = 0
         self._curriculum_state = self._curriculum.state_dict()  # as of the last finished step
         self._is_mid_step = False  # learner, log and curriculum disagree then
+        self._configured_stage: str | None = None  # whose settings the actors hold
         self._saved_step = 0
         self._saved_at = time.monotonic()
         self._alarms = AlarmWatch(config.alarms)
@@ -151,10 +154,13 @@ class Training:
 
     def _train_one_step(self, tracker: Tracker, progress: TrainProgress) -> None:
         started = time.perf_counter()
-        stage, stage_index = self._curriculum.stage, self._curriculum.stage_index
+        stage = self._curriculum.stage
+        if stage.name != self._configured_stage:
+            self._fleet.configure(self._inputs.stage_configs[stage.name])
+            self._configured_stage = stage.name
         examples = self._curriculum.next_examples()
         groups, figures = self._fleet.rollouts.collect(examples, step=self._step, stage=stage.name)
-        self._curriculum.observe(groups)
+        stage_end = self._curriculum.observe(groups)
         kept, dropped = drop_groups_without_signal(groups, self._config.learner.min_reward_spread)
         figures |= summarise_groups(groups) | summarise_dropped(dropped, len(groups))
         figures |= summarise_answers(groups, thinking=self._config.policy.thinking)
@@ -168,11 +174,14 @@ class Training:
             figures |= self._fleet.learner.step(batch)
             figures["timing/sync_s"] = self._fleet.sync_weights(step)
         figures |= self._fleet.memory_gib()
-        figures |= {"curriculum/stage_index": stage_index, "timing/step_s": time.perf_counter() - started}
+        figures |= self._curriculum.figures() | {"timing/step_s": time.perf_counter() - started}
         tracker.log(step, figures, stage=stage.name)
         self._step, self._curriculum_state, self._is_mid_step = step, self._curriculum.state_dict(), False
         reward = f"reward {figures['reward/total']:.3f}"
+        progress.set_total(self._curriculum.total_steps, is_bound=self._curriculum.is_open)
         progress.update(step, stage=stage.name, figure=reward, seconds=figures["timing/step_s"])
+        if stage_end is not None:
+            progress.note(stage_end)
         busy = {phase: figures.get(f"timing/{phase}_s", 0.0) for phase in ("generate", "score", "learn", "sync")}
         self.summary.add_seconds(**busy)
         self._heed_alarms(step, figures)

@@ -39,11 +39,20 @@ class Example:
     """M kinds of change, aligned with `target_boxes_px`."""
     split: str
     """`train`, `validation` or `test`."""
+    visible_fractions: tuple[float | None, ...] = ()
+    """M fractions of the changed object that its picture shows, in [0, 1]: the lower one where both pictures show it,
+    None where the data do not say. Empty if nothing was read."""
 
     @property
     def num_differences(self) -> int:
         """M, the number of true changes; never shown to the policy."""
         return len(self.target_boxes_px)
+
+    @property
+    def area_shares(self) -> tuple[float, ...]:
+        """M areas of the true boxes over the area of the picture, in (0, 1]."""
+        area = self.image_size_px[0] * self.image_size_px[1]
+        return tuple((x_max - x_min) * (y_max - y_min) / area for x_min, y_min, x_max, y_max in self.target_boxes_px)
 
 
 @dataclass(frozen=True)

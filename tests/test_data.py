@@ -93,6 +93,22 @@ def test_an_import_that_knows_only_the_box_keeps_it(tmp_path: Path) -> None:
     assert load_examples(tmp_path, "train", box_target="b")[0].target_boxes_px == ((10.0, 8.0, 20.0, 16.0),)
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"visible_fraction_a": 0.9, "visible_fraction_b": 0.75}, 0.75),
+        ({"visible_fraction_a": 0.6, "visible_fraction_b": 0.0, "box_b": None}, 0.6),  # removed: one picture shows it
+        ({"visible_fraction_a": 0.6, "visible_fraction_b": None}, None),
+        ({"visible_fraction_a": 0.6, "visible_fraction_b": 0.6, "box_a": None, "box_b": None}, None),
+    ],
+)
+def test_visible_fraction_is_the_lower_one_of_the_pictures_that_show_the_object(
+    tmp_path: Path, changes: dict[str, Any], expected: float | None
+) -> None:
+    folder_with(tmp_path, pair("p1", differences=[difference(**changes)]))
+    assert load_examples(tmp_path, "train")[0].visible_fractions == (expected,)
+
+
 def test_pairs_without_difference_are_read_only_where_allowed(tmp_path: Path) -> None:
     folder_with(tmp_path, pair("p1", num_differences=0, differences=[]))
     assert load_examples(tmp_path, "train", allow_no_change=True)[0].target_boxes_px == ()

@@ -19,6 +19,7 @@ LIGHT = [
     "checkpoint",
     "config",
     "curriculum",
+    "reporting.curriculum_preview",
     "data",
     "errors",
     "extension_lock",

@@ -11,7 +11,7 @@ from dig_rl.masking import mask_failures, max_failed
 from dig_rl.types import Completion, Example, SampledGroup, Score, ScoreFailure
 
 EXAMPLE = Example("pair", "/a.png", "/b.png", (96, 64), ((1.0, 1.0, 9.0, 9.0),), ("color",), "train")
-ONE, BROKEN = Score(1.0, {}, "ok", 1), ScoreFailure("plugin broke on pair 7")
+ONE, BROKEN = Score(1.0, {}, "ok"), ScoreFailure("plugin broke on pair 7")
 
 
 def group(num: int) -> SampledGroup:

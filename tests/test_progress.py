@@ -12,6 +12,18 @@ import pytest
 from dig_rl.progress import TrainProgress
 
 
+def test_time_left_is_a_bound_while_promotion_may_shorten_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    with TrainProgress(total_steps=12) as progress:
+        progress.set_total(12, is_bound=True)
+        progress.update(1, stage="single", figure="reward 0.4", seconds=2.0)
+        progress.set_total(8, is_bound=False)
+        progress.update(2, stage="single", figure="reward 0.4", seconds=2.0)
+    assert capsys.readouterr().out.splitlines() == [
+        "step  1/12  single  reward 0.4  2.0 s/step  at most 0:22 left",
+        "step 2/8  single  reward 0.4  2.0 s/step  0:12 left",
+    ]
+
+
 def test_plain_lines_without_control_characters_when_not_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with TrainProgress(total_steps=12, first_step=1) as progress:
         progress.note("held-out before: [bold] F1 0.100")

@@ -108,6 +108,15 @@ class Learner:
         stats["timing/learn_s"] = time.perf_counter() - started
         return stats
 
+    def configure(self, *, temperature: float, lr: float | None) -> None:
+        """Go on at another sampling temperature and learning rate; None leaves the rate to DeepSpeed's own tables."""
+        for scorer in (self._engine.module, self._reference):
+            if scorer is not None:
+                scorer.temperature = temperature
+        if lr is not None:
+            for group in self._engine.optimizer.param_groups:
+                group["lr"] = lr
+
     @torch.no_grad()
     def logprobs(self, group: TrainingGroup) -> list[list[float]]:
         """Log-probabilities of each completion's tokens under the current weights."""

@@ -10,7 +10,7 @@ import vllm
 from vllm import SamplingParams
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
-from dig_rl.config import Config
+from dig_rl.config import Config, RolloutConfig
 from dig_rl.errors import PolicyError
 from dig_rl.parsing import CoordinateFrame
 from dig_rl.policy.load import BAN_BIAS, check_token_budget, load_frontend, load_images
@@ -27,6 +27,7 @@ class RolloutWorker:
             PolicyError: the policy cannot be opened.
         """
         self._config = config
+        self._sampling = config.rollout
         self._frontend = load_frontend(config.policy, config.data.box_target)
         self._policy_version = 0
         self._engine = vllm.LLM(**_engine_options(config, self._frontend.resize_area_px))
@@ -42,17 +43,17 @@ class RolloutWorker:
             examples: pairs.
             seeds: of each pair's first completion; completion i is drawn with seed + i.
         """
-        rollout = self._config.rollout
+        rollout = self._sampling
+        options = self._common_params() | {"max_tokens": rollout.max_completion_tokens}
         params = [
-            SamplingParams(
-                n=rollout.group_size,
-                temperature=rollout.temperature,
-                seed=seed,
-                **self._common_params(),
-            )
+            SamplingParams(n=rollout.group_size, temperature=rollout.temperature, seed=seed, **options)
             for seed in seeds
         ]
         return self._generate(examples, params)
+
+    def configure(self, sampling: RolloutConfig) -> None:
+        """Sample with other settings from now on (group size, temperature, longest answer); greedy answers do not."""
+        self._sampling = sampling
 
     def answer_greedily(self, examples: Sequence[Example]) -> list[SampledGroup]:
         """One most-likely completion of each pair."""

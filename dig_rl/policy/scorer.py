@@ -21,7 +21,7 @@ class PolicyScorer(torch.nn.Module):
         super().__init__()
         self.model = model
         self._frontend = frontend
-        self._temperature = config.rollout.temperature
+        self.temperature = config.rollout.temperature
         self._chunk_tokens = config.learner.logprob_chunk_tokens
         bias = torch.zeros(model.config.get_text_config().vocab_size)
         bias[list(frontend.banned_token_ids)] = BAN_BIAS
@@ -55,7 +55,7 @@ class PolicyScorer(torch.nn.Module):
             packed.target_N.to(device),
             self.model.lm_head,
             logit_bias_V=self.logit_bias_V,
-            temperature=self._temperature,
+            temperature=self.temperature,
             chunk_tokens=self._chunk_tokens,
         )
 
