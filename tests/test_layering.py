@@ -40,7 +40,9 @@ LIGHT = [
     "datagen.renderer",
     "datagen.sampling",
     "datagen.scene",
+    "evaluation.comparison",
     "evaluation.detection",
+    "evaluation.overview",
 ]
 
 IMPORT_ALL = """

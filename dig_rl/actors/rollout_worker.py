@@ -43,20 +43,21 @@ class RolloutWorker:
             seeds: of each pair's first completion; completion i is drawn with seed + i.
         """
         rollout = self._config.rollout
+        return self.answer(examples, seeds, rollout.group_size, rollout.temperature)
+
+    def answer(
+        self, examples: Sequence[Example], seeds: Sequence[int], num_samples: int, temperature: float
+    ) -> list[SampledGroup]:
+        """Answer each pair; at temperature 0 with the most likely tokens, which needs one sample and no seed."""
         params = [
             SamplingParams(
-                n=rollout.group_size,
-                temperature=rollout.temperature,
-                seed=seed,
+                n=num_samples,
+                temperature=temperature,
+                seed=seed if temperature else None,
                 **self._common_params(),
             )
             for seed in seeds
         ]
-        return self._generate(examples, params)
-
-    def answer_greedily(self, examples: Sequence[Example]) -> list[SampledGroup]:
-        """One most-likely completion of each pair."""
-        params = [SamplingParams(n=1, temperature=0.0, **self._common_params()) for _ in examples]
         return self._generate(examples, params)
 
     def check_token_budget(self, examples: Sequence[Example]) -> None:
