@@ -1,7 +1,8 @@
 """COCO average precision of answers, for reweighted pairs.
 
 Boxes are matched by pycocotools. Its summing up is written again with a weight for each pair, so that a thousand
-resamples do not match the same boxes a thousand times; with weights of 1 the result is pycocotools' own.
+resamples do not match the same boxes a thousand times; with weights of 1 the result is pycocotools' own. Copies
+of an answer that was drawn twice are taken box by box.
 """
 
 from __future__ import annotations
