@@ -19,8 +19,12 @@ NAMED_CONFIG = $(if $(filter-out file,$(origin CONFIG)),--config $(call quote,$(
 
 NAMED_RUN = $(if $(filter-out file,$(origin RUN)),--run '$(RUN)')
 
+# What evaluations share
+ON_DATA = $(call option,--data,$(DATA)) $(call option,--split,$(SPLIT)) $(call option,--samples,$(SAMPLES)) \
+  $(call option,--temperature,$(TEMPERATURE)) $(NAMED_CONFIG) $(SETTINGS)
+
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-blender doctor demo data policy warmup train eval report reward-test reward-report \
+.PHONY: help setup setup-blender doctor demo data policy warmup train eval compare report reward-test reward-report \
 	curriculum-preview bench submit tensorboard test test-fast test-long test-pins lint clean need-python
 
 help: ## list every target
@@ -58,9 +62,12 @@ warmup: setup ## supervised start of a policy: CONFIG= OUT= SET=
 train: setup ## train: CONFIG= RUN= SET="learner.lr=1e-6 ..." ALLOW_CHANGED_PLUGINS=1; the same RUN continues
 	@$(PY) -m launch.train --config $(call quote,$(CONFIG)) --run '$(RUN)' $(SETTINGS) $(CHANGED_PLUGINS)
 
-eval: setup ## answer held-out pairs greedily: CHECKPOINT= DATA= CONFIG= OUT=
-	@$(PY) -m launch.evaluate $(call option,--checkpoint,$(CHECKPOINT)) $(call option,--data,$(DATA)) \
-	  --config $(call quote,$(CONFIG)) $(call option,--out,$(OUT)) $(SETTINGS)
+eval: setup ## measure a policy or stored answers: CHECKPOINT=|PREDICTIONS= DATA= SPLIT= SAMPLES= TEMPERATURE= OUT=
+	@$(PY) -m launch.evaluate $(call option,--checkpoint,$(CHECKPOINT)) $(call option,--predictions,$(PREDICTIONS)) \
+	  $(ON_DATA) $(call option,--out,$(OUT))
+
+compare: setup ## is B better than A on the same pairs? A= B= (policies or stored answers) DATA= SPLIT= OUT=
+	@$(PY) -m launch.compare --a '$(A)' --b '$(B)' $(ON_DATA) $(call option,--out,$(OUT))
 
 report: setup ## rewrite runs/RUN/report.html: RUN=
 	@$(PY) -m launch.report --run '$(RUN)'

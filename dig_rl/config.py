@@ -9,12 +9,14 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from dig_rl.durable import read_json_object
 from dig_rl.errors import ConfigError
 from dig_rl.types import BoxTarget
 
@@ -274,11 +276,11 @@ class Config(_Section):
         return self
 
 
-def load_config(paths: list[str | Path], overrides: list[str] | None = None) -> Config:
+def load_config(paths: Sequence[str | Path], overrides: Sequence[str] | None = None) -> Config:
     """Read the layered config.
 
     Args:
-        paths: TOML files, later ones win.
+        paths: TOML files, later ones win; `config.json` of a run is read as well.
         overrides: `section.key=value` strings, values in TOML syntax (bare words are strings).
 
     Raises:
@@ -286,10 +288,19 @@ def load_config(paths: list[str | Path], overrides: list[str] | None = None) -> 
     """
     merged: dict[str, Any] = {}
     for path in paths:
-        merged = _merge(merged, read_toml(path))
+        merged = _merge(merged, _read_layer(path))
     for override in overrides or []:
         merged = _merge(merged, _parse_override(override))
     return build(Config, merged, where=", ".join(map(str, paths)) or "the defaults")
+
+
+def _read_layer(path: str | Path) -> dict[str, Any]:
+    if Path(path).suffix != ".json":
+        return read_toml(path)
+    saved = read_json_object(Path(path), "restore it, or name a TOML file with CONFIG=")
+    if saved is None:
+        raise ConfigError(f"no config file at {path}; name an existing file with CONFIG=")
+    return saved
 
 
 def build(model: type[S], values: dict[str, Any], where: str) -> S:

@@ -1,21 +1,20 @@
-"""Greedy answers on held-out pairs: figures for the summary, and every answer for the report."""
+"""Answers of a policy to held-out pairs, written to a file, and their figures."""
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dig_rl.actors.fleet import PolicyFacts, Rollouts
-from dig_rl.boxes import px_to_unit, unit_to_px
+from dig_rl.boxes import unit_to_px
 from dig_rl.config import Config
-from dig_rl.durable import write_durably
+from dig_rl.evaluation.answers import StoredAnswer, write_answers
 from dig_rl.evaluation.detection import detection_metrics, pair_f1
 from dig_rl.parsing import parse_answer
-from dig_rl.types import Example, SampledGroup
+from dig_rl.types import Completion, Example, SampledGroup
 
 
 def evaluate_greedily(
@@ -33,36 +32,68 @@ def evaluate_greedily(
     Returns:
         Figures of `dig_rl.evaluation.detection.detection_metrics`.
     """
-    answers, records = [], []
-    for group in rollouts.answer(examples):
-        parsed = parse_answer(
-            group.completions[0].text,
-            config.reward,
-            thinking=config.policy.thinking,
-            frame=policy.frame,
-            model_image_size_px=group.model_image_size_px,
-        )
-        size = group.example.image_size_px
-        target_unit = px_to_unit(np.array(group.example.target_boxes_px).reshape(-1, 4), size)
-        answers.append((parsed.boxes_unit, target_unit))
-        records.append(_record(group, parsed.status, parsed.boxes_unit, target_unit, config.evaluation.match_iou))
-    predictions_path.parent.mkdir(parents=True, exist_ok=True)
-    write_durably(predictions_path, "".join(json.dumps(record) + "\n" for record in records))
-    return detection_metrics(answers, config.evaluation.match_iou)
+    answers = answer_pairs(rollouts, policy, examples, config)
+    write_answers(predictions_path, answers)
+    rows = zip(answers, examples, strict=True)
+    return detection_metrics(
+        [answer.boxes_unit(example.image_size_px) for answer, example in rows], config.evaluation.match_iou
+    )
 
 
-def _record(
-    group: SampledGroup, status: str, boxes_unit: np.ndarray | None, target_unit: np.ndarray, match_iou: float
-) -> dict[str, Any]:
+def answer_pairs(
+    rollouts: Rollouts,
+    policy: PolicyFacts,
+    examples: Sequence[Example],
+    config: Config,
+    *,
+    num_samples: int = 1,
+    temperature: float = 0.0,
+) -> list[StoredAnswer]:
+    """Answer every pair and read the boxes.
+
+    Args:
+        rollouts: workers that hold the weights to be evaluated.
+        policy: its coordinate convention.
+        examples: pairs.
+        config: limits of an answer, and the threshold for its F1.
+        num_samples: answers a pair; 1 at temperature 0.
+        temperature: 0 takes the most likely token each time.
+
+    Returns:
+        The answers of the first pair, of the second, and so on.
+    """
+    groups = rollouts.answer(examples, num_samples=num_samples, temperature=temperature)
+    return [
+        _stored(group, sample, completion, policy, config)
+        for group in groups
+        for sample, completion in enumerate(group.completions)
+    ]
+
+
+def _stored(
+    group: SampledGroup, sample: int, completion: Completion, policy: PolicyFacts, config: Config
+) -> StoredAnswer:
+    parsed = parse_answer(
+        completion.text,
+        config.reward,
+        thinking=config.policy.thinking,
+        frame=policy.frame,
+        model_image_size_px=group.model_image_size_px,
+    )
     example = group.example
-    predicted_unit = boxes_unit if boxes_unit is not None else np.zeros((0, 4))
-    return {
-        "pair_id": example.pair_id,
-        "image_a": example.image_a_path,
-        "image_b": example.image_b_path,
-        "text": group.completions[0].text,
-        "status": status,
-        "predicted_boxes_px": unit_to_px(predicted_unit, example.image_size_px).round(2).tolist(),
-        "target_boxes_px": [list(box) for box in example.target_boxes_px],
-        "f1": pair_f1(predicted_unit, target_unit, match_iou),
-    }
+    predicted_unit = parsed.boxes_unit if parsed.boxes_unit is not None else np.zeros((0, 4))
+    mean_logprob = float(np.mean(completion.logprobs_rollout)) if completion.logprobs_rollout else math.nan
+    answer = StoredAnswer(
+        pair_id=example.pair_id,
+        sample=sample,
+        image_a=example.image_a_path,
+        image_b=example.image_b_path,
+        text=completion.text,
+        status=parsed.status,
+        predicted_boxes_px=unit_to_px(predicted_unit, example.image_size_px).tolist(),
+        target_boxes_px=example.target_boxes_px,
+        mean_logprob=mean_logprob if math.isfinite(mean_logprob) else None,
+        num_tokens=len(completion.token_ids),
+    )
+    f1 = pair_f1(*answer.boxes_unit(example.image_size_px), config.evaluation.match_iou)
+    return answer.model_copy(update={"f1": f1})

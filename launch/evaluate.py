@@ -1,46 +1,185 @@
-"""`make eval`: answer the held-out pairs of a data folder greedily with vLLM and print the figures."""
+"""`make eval`: answer the pairs of a data folder with vLLM, or read stored answers, and measure them."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+import time
 from pathlib import Path
+from typing import NamedTuple
 
 from dig_rl.actors.cluster import Cluster
 from dig_rl.actors.fleet import launch_rollouts
-from dig_rl.config import load_config
-from dig_rl.data import load_examples
+from dig_rl.config import Config
 from dig_rl.durable import write_durably
-from dig_rl.evaluate import evaluate_greedily
+from dig_rl.errors import ConfigError
+from dig_rl.evaluate import answer_pairs
+from dig_rl.evaluation.answers import JudgedPair, TruePair, judge_pairs, load_true_pairs, read_answers, write_answers
+from dig_rl.evaluation.overview import Overview, overview
+from dig_rl.reporting.evaluation_plots import draw_overview
+from dig_rl.reporting.evaluation_tables import overview_lines, overview_markdown
+from dig_rl.rollout import MAX_GROUP_SIZE
+from launch.checkpoints import SETTINGS_FILE, load_checkpoint_config, load_predictions_config
 from launch.terminal import end_with_message
+
+PREDICTIONS_FILE = "predictions.jsonl"
+EVALUATION_FILE = "evaluation.json"
+
+
+class Decoding(NamedTuple):
+    """How a policy answers."""
+
+    num_samples: int
+    """Answers a pair."""
+    temperature: float
+    """0 takes the most likely token each time."""
+
+    @classmethod
+    def of_options(cls, num_samples: int | None, temperature: float | None) -> Decoding:
+        """Greedy unless samples or a temperature are asked for; several samples alone are drawn at temperature 1.
+
+        Raises:
+            ConfigError: several greedy answers, or a number out of range.
+        """
+        samples = 1 if num_samples is None else num_samples
+        chosen = (1.0 if samples > 1 else 0.0) if temperature is None else temperature
+        if not 1 <= samples <= MAX_GROUP_SIZE or not 0.0 <= chosen < float("inf"):
+            raise ConfigError(
+                f"expected 1 to {MAX_GROUP_SIZE} SAMPLES and a TEMPERATURE from 0, found {samples} and {chosen:g}"
+            )
+        if samples > 1 and chosen == 0.0:
+            raise ConfigError(f"{samples} SAMPLES at TEMPERATURE 0 would all be the same; ask for 1, or raise it")
+        return cls(samples, chosen)
+
+    def __str__(self) -> str:
+        if self.temperature == 0.0:
+            return "greedy"
+        return f"{self.num_samples} sampled at temperature {self.temperature:g}"
+
+
+class Source(NamedTuple):
+    """Where answers come from, checked, before an engine is started for them."""
+
+    name: str
+    """Checkpoint or predictions file, as the user wrote it."""
+    description: str
+    config: Config
+    truths: list[TruePair]
+    stored: list[JudgedPair] | None
+    """Judged answers of a predictions file."""
+    decoding: Decoding
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What is evaluated and how, for the reader."""
+        data = self.config.data
+        return {
+            "source": f"{self.name}: {self.description}",
+            "data": f"{data.path}, split {data.heldout_split}, {len(self.truths)} pairs",
+            "answers": "as stored" if self.stored is not None else str(self.decoding),
+            "found": f"IoU of at least {self.config.evaluation.match_iou:g}",
+        }
 
 
 def main() -> None:
-    """Parse arguments, answer, print, write."""
+    """Parse arguments, answer or read, measure, write, print."""
     parser = argparse.ArgumentParser(prog="make eval", description=__doc__)
-    parser.add_argument("--checkpoint", required=True, help="policy folder, e.g. runs/demo/policy (CHECKPOINT=)")
-    parser.add_argument("--data", help="data folder (DATA=; default: data.path of the config)")
+    parser.add_argument("--checkpoint", help="policy folder or run folder, e.g. runs/demo (CHECKPOINT=)")
+    parser.add_argument("--predictions", type=Path, help="stored answers instead of a policy (PREDICTIONS=)")
+    add_data_options(parser)
+    parser.add_argument("--out", type=Path, help="folder to write (OUT=; default: runs/eval/<checkpoint>-on-<data>)")
+    arguments = parser.parse_args()
+    if (arguments.checkpoint is None) == (arguments.predictions is None):
+        raise ConfigError("name what to evaluate: either CHECKPOINT= (a policy or run folder) or PREDICTIONS= (a file)")
+    source = open_source(arguments.checkpoint or str(arguments.predictions), arguments)
+    out = arguments.out or _default_out(source.name, arguments)
+    print(source.facts["source"], source.facts["data"], sep="\n", flush=True)
+    pairs, seconds = answers_of(source, out)
+    started = time.perf_counter()
+    found = overview(pairs, source.config.evaluation.match_iou)
+    seconds["judge"] = time.perf_counter() - started
+    _write(out, source, found, seconds)
+    print(overview_lines(found))
+    print(f"written to {out}: evaluation.md, .json and .png; next: make compare A={source.name} B=...")
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Options that evaluation and comparison share."""
+    parser.add_argument("--data", help="data folder (DATA=; default: data.path of the settings)")
+    parser.add_argument("--split", help="train, validation or test (SPLIT=; default: data.heldout_split)")
+    parser.add_argument("--samples", type=int, help="answers a pair (SAMPLES=; default 1)")
+    parser.add_argument("--temperature", type=float, help="0 is greedy (TEMPERATURE=; default 0, or 1 with SAMPLES=)")
     parser.add_argument("--config", nargs="*", default=[], help="TOML files, later ones win (CONFIG=)")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides (SET=)")
-    parser.add_argument("--out", help="folder for figures and answers (OUT=; default: runs/eval/<name of checkpoint>)")
-    arguments = parser.parse_args()
-    overrides = [*arguments.set, f"policy.path={json.dumps(arguments.checkpoint)}"]
-    if arguments.data:
-        overrides.append(f"data.path={json.dumps(arguments.data)}")
-    config = load_config(arguments.config, overrides)
+
+
+def open_source(name: str, options: argparse.Namespace) -> Source:
+    """Find a policy, or read the answers of a predictions file (`*.jsonl`), and the pairs they belong to.
+
+    Args:
+        name: checkpoint or predictions file.
+        options: those of `add_data_options`.
+
+    Raises:
+        DigRlError: a source, config or data folder is wrong, or does not fit the others.
+    """
+    decoding = Decoding.of_options(options.samples, options.temperature)
+    overrides = list(options.set)
+    if options.data:
+        overrides.append(f"data.path={json.dumps(options.data)}")
+    if options.split:
+        overrides.append(f"data.heldout_split={json.dumps(options.split)}")
+    is_stored = name.endswith(".jsonl")
+    if is_stored:
+        config, description = load_predictions_config(Path(name), options.config, overrides)
+    else:
+        config, description = load_checkpoint_config(name, options.config, overrides)
     data = config.data
-    examples = load_examples(
-        data.path, data.heldout_split, allow_no_change=data.allow_no_change, box_target=data.box_target
-    )[: config.evaluation.max_pairs]
-    out = Path(arguments.out or Path("runs", "eval", "-".join(Path(arguments.checkpoint).parts[-2:])))
+    truths = load_true_pairs(data.path, data.heldout_split, data.box_target)[: config.evaluation.max_pairs]
+    stored = judge_pairs(truths, read_answers(Path(name)), name) if is_stored else None
+    return Source(name, description, config, truths, stored, decoding)
+
+
+def answers_of(source: Source, out: Path) -> tuple[list[JudgedPair], dict[str, float]]:
+    """Judged answers, and what answering took.
+
+    Args:
+        source: stored answers, or a policy that is started and asked.
+        out: folder that a policy's answers, its settings and the engine's logs are written to.
+
+    Returns:
+        The pairs, and seconds by phase: `start` of the engine, `answer`; none for stored answers.
+    """
+    if source.stored is not None:
+        return source.stored, {}
+    config, examples = source.config, [truth.example for truth in source.truths]
+    started = time.perf_counter()
     with Cluster(config.cluster, out / "logs", config.rollout.num_workers) as cluster:
         rollouts, policy = launch_rollouts(cluster, config)
-        figures = evaluate_greedily(rollouts, policy, examples, config, out / "predictions.jsonl")
-    write_durably(out / "figures.json", json.dumps(figures, indent=2) + "\n")
-    for name, value in figures.items():
-        print(f"{name:16} {value:.4g}")
-    print(f"written to {out}")
+        rollouts.check_token_budget(examples)
+        ready = time.perf_counter()
+        answers = answer_pairs(rollouts, policy, examples, config, **source.decoding._asdict())
+        answered = time.perf_counter()
+    write_answers(out / PREDICTIONS_FILE, answers)
+    write_durably(out / SETTINGS_FILE, config.model_dump_json(indent=2) + "\n")
+    pairs = judge_pairs(source.truths, answers, source.name)
+    return pairs, {"start": ready - started, "answer": answered - ready}
+
+
+def _default_out(source: str, options: argparse.Namespace) -> Path:
+    data = f"-on-{Path(options.data).name}" if options.data else ""
+    split = f"-{options.split}" if options.split else ""
+    return Path("runs", "eval", "-".join(Path(source).with_suffix("").parts[-2:]) + data + split)
+
+
+def _write(out: Path, source: Source, found: Overview, seconds: dict[str, float]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    title, facts = f"Evaluation of {source.name}", source.facts
+    contents = {"facts": facts, **found.to_json(), "seconds": {name: round(s, 3) for name, s in seconds.items()}}
+    write_durably(out / EVALUATION_FILE, json.dumps(contents, indent=2) + "\n")
+    write_durably(out / "evaluation.md", overview_markdown(title, facts, found) + "\n![](evaluation.png)\n")
+    draw_overview(found, out / "evaluation.png", f"{title}: {found.num_pairs} pairs, {facts['answers']}")
 
 
 if __name__ == "__main__":

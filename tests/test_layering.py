@@ -41,7 +41,9 @@ LIGHT = [
     "datagen.renderer",
     "datagen.sampling",
     "datagen.scene",
+    "evaluation.comparison",
     "evaluation.detection",
+    "evaluation.overview",
 ]
 
 IMPORT_ALL = """

@@ -91,8 +91,17 @@ def test_trained_policy_opens_in_vllm_with_the_figures_of_the_run(
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    figures = json.loads((tmp_path / "eval" / "figures.json").read_text())
-    assert figures == json.loads((finished / "summary.json").read_text())["heldout"]["after"]
+    evaluation = json.loads((tmp_path / "eval" / "evaluation.json").read_text())
+    expected = json.loads((finished / "summary.json").read_text())["heldout"]["after"]
+    assert evaluation["pairs"] == expected.pop("pairs")
+    assert {name: evaluation["figures"][name]["value"] for name in expected} == pytest.approx(expected, abs=1e-12)
+
+    # The stored answers give the same figures without an engine.
+    again = [*command[:2], "launch.evaluate", "--predictions", str(tmp_path / "eval" / "predictions.jsonl")]
+    done = subprocess.run([*again, "--out", str(tmp_path / "again")], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    recomputed = json.loads((tmp_path / "again" / "evaluation.json").read_text())
+    assert recomputed["figures"] == evaluation["figures"] and recomputed["slices"] == evaluation["slices"]
 
 
 def test_same_seed_and_config_give_the_same_run_exactly(finished: Path, tiny_world: TinyWorld, tmp_path: Path) -> None:

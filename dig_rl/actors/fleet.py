@@ -72,9 +72,20 @@ class Rollouts:
         """
         self._cluster.gather([self._workers[0].call("check_token_budget", list(examples))])
 
-    def answer(self, examples: Sequence[Example]) -> list[SampledGroup]:
-        """Greedy answers, in order."""
-        return self._deal(self._workers, "answer_greedily", list(examples))
+    def answer(
+        self, examples: Sequence[Example], *, num_samples: int = 1, temperature: float = 0.0
+    ) -> list[SampledGroup]:
+        """Answers without scores, in order of the pairs: by default one of the most likely tokens.
+
+        Args:
+            examples: pairs.
+            num_samples: answers a pair, up to `dig_rl.rollout.MAX_GROUP_SIZE`; 1 at temperature 0.
+            temperature: 0 takes the most likely token each time.
+        """
+        seeds = group_seeds(self._run_seed, 0, examples)
+        return self._deal(
+            self._workers, "answer", list(examples), seeds, num_samples=num_samples, temperature=temperature
+        )
 
     def _deal(self, actors: Sequence[Actor], method: str, *columns: Sequence[Any], **same: Any) -> list[Any]:
         """Deal rows round to the actors, call each once with its columns, and return the results in the rows' order."""

@@ -44,20 +44,30 @@ class RolloutWorker:
             seeds: of each pair's first completion; completion i is drawn with seed + i.
         """
         rollout = self._sampling
-        options = self._common_params() | {"max_tokens": rollout.max_completion_tokens}
         params = [
-            SamplingParams(n=rollout.group_size, temperature=rollout.temperature, seed=seed, **options)
+            SamplingParams(
+                n=rollout.group_size,
+                temperature=rollout.temperature,
+                seed=seed,
+                **self._common_params(rollout.max_completion_tokens),
+            )
             for seed in seeds
         ]
         return self._generate(examples, params)
 
     def configure(self, sampling: RolloutConfig) -> None:
-        """Sample with other settings from now on (group size, temperature, longest answer); greedy answers do not."""
+        """Sample with other settings from now on (group size, temperature, longest answer); `answer` does not."""
         self._sampling = sampling
 
-    def answer_greedily(self, examples: Sequence[Example]) -> list[SampledGroup]:
-        """One most-likely completion of each pair."""
-        params = [SamplingParams(n=1, temperature=0.0, **self._common_params()) for _ in examples]
+    def answer(
+        self, examples: Sequence[Example], seeds: Sequence[int], num_samples: int, temperature: float
+    ) -> list[SampledGroup]:
+        """Answer each pair; at temperature 0 with the most likely tokens, which needs one sample and no seed."""
+        options = self._common_params(self._config.rollout.max_completion_tokens)
+        params = [
+            SamplingParams(n=num_samples, temperature=temperature, seed=seed if temperature else None, **options)
+            for seed in seeds
+        ]
         return self._generate(examples, params)
 
     def check_token_budget(self, examples: Sequence[Example]) -> None:
@@ -89,9 +99,9 @@ class RolloutWorker:
         core.reset_mm_cache()
         core.reset_encoder_cache()
 
-    def _common_params(self) -> dict[str, Any]:
+    def _common_params(self, max_tokens: int) -> dict[str, Any]:
         return {
-            "max_tokens": self._config.rollout.max_completion_tokens,
+            "max_tokens": max_tokens,
             "logprobs": 0,  # the sampled token's own log-probability, no others
             "logit_bias": dict.fromkeys(self._frontend.banned_token_ids, BAN_BIAS),
             "skip_special_tokens": True,

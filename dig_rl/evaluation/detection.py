@@ -8,6 +8,7 @@ without changes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,6 +17,12 @@ from dig_rl.boxes import assign
 # Fixed, so that runs with other matching costs in their reward stay comparable.
 _COST_L1 = 5.0
 _COST_GIOU = 2.0
+
+IOU_TOLERANCE = 1e-9
+"""An IoU this little below a threshold reaches it; without, rounding decides about exact ties."""
+
+IOU_THRESHOLDS = np.arange(50, 100, 5) / 100
+"""COCO's ten thresholds, 0.5 to 0.95."""
 
 PairFigures = dict[str, float]
 """`f1`, `mean_iou`, `precision`, `recall`, `count_accuracy` and `parse_rate` of one pair, each in [0, 1]."""
@@ -41,8 +48,48 @@ def detection_metrics(answers: Sequence[tuple[np.ndarray | None, np.ndarray]], m
     return means | {"pairs": len(answers)}
 
 
+@dataclass(frozen=True)
+class JudgedAnswer:
+    """One answer beside the truth: all that any figure but average precision needs."""
+
+    is_readable: bool
+    num_predicted: int
+    """N; 0 for an answer that could not be read."""
+    iou_of_true: tuple[float, ...]
+    """IoU of each of the M true boxes with the box assigned to it, in the order of the true boxes; 0 where none is."""
+
+    @property
+    def num_true(self) -> int:
+        """M."""
+        return len(self.iou_of_true)
+
+    def is_found(self, match_iou: float) -> tuple[bool, ...]:
+        """Which of the M true boxes are found at this threshold."""
+        return tuple(iou >= match_iou - IOU_TOLERANCE for iou in self.iou_of_true)
+
+
+def judge_answer(predicted_unit: np.ndarray | None, target_unit: np.ndarray) -> JudgedAnswer:
+    """Assign the boxes of one answer to the true ones.
+
+    Args:
+        predicted_unit: `[N, 4]` in [0, 1], or None where the answer could not be read.
+        target_unit: `[M, 4]` in [0, 1].
+    """
+    iou_of_true = [0.0] * len(target_unit)
+    if predicted_unit is None:
+        return JudgedAnswer(False, 0, tuple(iou_of_true))
+    for _, target, iou in assign(predicted_unit, target_unit, _COST_L1, _COST_GIOU):
+        iou_of_true[target] = iou
+    return JudgedAnswer(True, len(predicted_unit), tuple(iou_of_true))
+
+
 def pair_figures(predicted_unit: np.ndarray | None, target_unit: np.ndarray, match_iou: float) -> PairFigures:
-    """Figures of one pair.
+    """Figures of one pair: `answer_figures` of `judge_answer`."""
+    return answer_figures(judge_answer(predicted_unit, target_unit), match_iou)
+
+
+def answer_figures(judged: JudgedAnswer, match_iou: float) -> PairFigures:
+    """Figures of one answer.
 
     With n boxes found of N predicted and M true: precision n / N, recall n / M, F1 2n / (N + M), mean IoU the sum of
     IoU over assigned boxes divided by max(N, M). Where nothing was predicted or nothing is true (a division by 0), a
@@ -50,26 +97,23 @@ def pair_figures(predicted_unit: np.ndarray | None, target_unit: np.ndarray, mat
     answer was read.
 
     Args:
-        predicted_unit: `[N, 4]` in [0, 1], or None where the answer could not be read.
-        target_unit: `[M, 4]` in [0, 1].
+        judged: the answer.
         match_iou: IoU from which an assigned box counts as found, in (0, 1].
     """
-    num_predicted = 0 if predicted_unit is None else len(predicted_unit)
-    num_target = len(target_unit)
-    assignment = () if predicted_unit is None else assign(predicted_unit, target_unit, _COST_L1, _COST_GIOU)
-    num_found = sum(iou >= match_iou - 1e-9 for _, _, iou in assignment)
-    rightly_empty = float(predicted_unit is not None and num_predicted == num_target == 0)
+    num_predicted, num_true = judged.num_predicted, judged.num_true
+    num_found = sum(judged.is_found(match_iou))
+    rightly_empty = float(judged.is_readable and num_predicted == num_true == 0)
 
     def share(part: float, whole: int) -> float:
         return part / whole if whole else rightly_empty
 
     return {
-        "f1": share(2 * num_found, num_predicted + num_target),
-        "mean_iou": share(sum(iou for _, _, iou in assignment), max(num_predicted, num_target)),
+        "f1": share(2 * num_found, num_predicted + num_true),
+        "mean_iou": share(sum(judged.iou_of_true), max(num_predicted, num_true)),
         "precision": share(num_found, num_predicted),
-        "recall": share(num_found, num_target),
-        "count_accuracy": float(predicted_unit is not None and num_predicted == num_target),
-        "parse_rate": float(predicted_unit is not None),
+        "recall": share(num_found, num_true),
+        "count_accuracy": float(judged.is_readable and num_predicted == num_true),
+        "parse_rate": float(judged.is_readable),
     }
 
 

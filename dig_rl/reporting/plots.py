@@ -15,7 +15,7 @@ INK = "#1f2933"
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe and Ito's colours: distinct for colour-blind readers."""
 
-_STYLE = {
+STYLE = {
     "axes.edgecolor": "#b8c2cc",
     "axes.labelcolor": INK,
     "axes.spines.right": False,
@@ -55,7 +55,7 @@ def curves(lines: Lines, names: Sequence[str], *, unit: str, size_in: tuple[floa
     series = {name: points for name, points in series.items() if len(points[0])}
     if not series:
         return None
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _new_figure(trained, size_in, unit)
         several = len(series) > 1
         for index, (name, (steps, values)) in enumerate(series.items()):
@@ -79,7 +79,7 @@ def phase_areas(lines: Lines, phases: Sequence[str]) -> str | None:
     steps = np.array([line["step"] for line in trained], dtype=float)
     seconds = np.array([[line.get(f"timing/{phase}_s") or 0.0 for line in trained] for phase in phases])
     steps, *layers = _thinned(steps, *seconds)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _new_figure(trained, WIDE_IN, "seconds a step")
         edges = np.concatenate([steps - 0.5, steps[-1:] + 0.5])
         bottom = np.zeros(len(steps))
