@@ -164,7 +164,7 @@ def test_promotion_comes_when_the_mean_over_the_window_reaches_the_level() -> No
     # Means of two: 0.35, 0.45, 0.5.
     assert promoted(rule, [0.2, 0.5, 0.4, 0.6, 0.9], steps=5) == (
         4,
-        "stage single ends after 4 steps: f1 0.500 over the last 2",
+        "stage single ends with its step 4: f1 0.500 over the last 2",
     )
 
 

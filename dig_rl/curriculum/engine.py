@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ class Curriculum:
             return None
         name = self.stage.name
         self._end_stage()
-        return f"stage {name} ends after {num_steps} steps: {rule.metric} {level:.3f} over the last {rule.window}"
+        return f"stage {name} ends with its step {num_steps}: {rule.metric} {level:.3f} over the last {rule.window}"
 
     def figures(self) -> dict[str, float]:
         """What `dig_rl.metrics` records of the step drawn last, names as there."""
@@ -176,7 +177,7 @@ class Curriculum:
         """Everything that a checkpoint between two steps needs, as JSON values."""
         return {
             "version": _STATE_VERSION,
-            "fingerprint": self._fingerprint(),
+            "fingerprint": dict(self._fingerprint),
             "stage_index": self._stage_index,
             "num_steps": list(self._num_steps),
             "levels": list(self._levels),
@@ -198,7 +199,7 @@ class Curriculum:
                 "another version of dig-rl wrote it, and draws pairs in another way; finish the run with that version, "
                 "or give RUN= a new name"
             )
-        saved, current = state["fingerprint"], self._fingerprint()
+        saved, current = state["fingerprint"], self._fingerprint
         differing = [name for name in current if saved[name] != current[name]]
         if differing:
             raise CheckpointError(
@@ -268,6 +269,7 @@ class Curriculum:
                 _check_promotion(stage.promotion, longest, reward_terms, where)
             latest_start += longest
 
+    @cached_property
     def _fingerprint(self) -> dict[str, Any]:
         ids = [[example.pair_id for example in pairs] for pairs in self._pairs]
         return {
