@@ -10,7 +10,7 @@ import difflib
 import json
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -18,6 +18,11 @@ from dig_rl.errors import ConfigError
 from dig_rl.types import BoxTarget
 
 S = TypeVar("S", bound=BaseModel)
+
+Advantage = Literal["group_norm", "group_mean", "leave_one_out"]
+Loss = Literal["grpo", "dapo", "dr_grpo", "gspo"]
+KLEstimator = Literal["k1", "k2", "k3"]
+ImportanceCorrection = Literal["token_truncate", "geometric_mask", "off"]
 
 
 class _Section(BaseModel):
@@ -114,6 +119,8 @@ class RolloutConfig(_Section):
     """G, completions a pair."""
     prompts_per_step: int = Field(64, ge=1)
     """P, pairs a step."""
+    max_refills: int = Field(0, ge=0)
+    """Times in one step that groups without signal are made up for by drawing as many further pairs of the stage."""
     num_workers: int = Field(1, ge=1)
     """Rollout actors, each with its own vLLM engine."""
     temperature: float = Field(1.0, gt=0)
@@ -131,23 +138,43 @@ class RolloutConfig(_Section):
 
 
 class LearnerConfig(_Section):
-    """The GRPO update with DeepSpeed."""
+    """The update with DeepSpeed; docs/algorithms.md has the equation and source of every choice."""
 
     lr: float = Field(1e-6, ge=0)
     weight_decay: float = Field(0.01, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
+    num_epochs: int = Field(1, ge=1)
+    """Times that every rollout batch is learned from."""
+    num_minibatches: int = Field(1, ge=1)
+    """Optimiser steps of one epoch; fewer when fewer groups are left."""
+    advantage: Advantage = "group_norm"
+    """Deviation from the group's mean divided by its spread, not divided, or from the mean of the others."""
+    advantage_eps: float = Field(1e-4, gt=0)
+    """Added to the group's standard deviation."""
+    normalize_terms: bool = False
+    """Compare each reward term within its group before the weighted sum, instead of the total."""
+    min_reward_spread: float = Field(1e-6, ge=0)
+    """Groups whose rewards spread less are dropped."""
+    mask_truncated_completions: bool = False
+    """Do not learn from completions cut off at the token budget; they still count in their group's mean and spread."""
+    loss: Loss = "grpo"
+    """Mean over completions, over tokens, over the token budget, or over completions with one ratio a completion."""
     clip_low: float = Field(0.2, ge=0, lt=1)
     """The ratio is clipped below at 1 - clip_low."""
     clip_high: float = Field(0.2, ge=0)
     """The ratio is clipped above at 1 + clip_high."""
+    dual_clip: float | None = Field(None, gt=1)
+    """Where the advantage is negative, the ratio counts at most this much; None sets no bound."""
     kl_coef: float = Field(0.01, ge=0)
-    """beta of the k3 KL term; 0 loads no reference policy."""
+    """beta of the KL term; 0 loads no reference policy."""
+    kl_estimator: KLEstimator = "k3"
+    """Estimate of the KL that the loss takes."""
+    importance: ImportanceCorrection = "token_truncate"
+    """How the difference between learner and sampler is corrected."""
     importance_cap: float = Field(2.0, gt=0)
-    """Upper bound of the token-wise importance weight learner / rollout."""
-    advantage_eps: float = Field(1e-4, gt=0)
-    """Added to the group's standard deviation."""
-    min_reward_spread: float = Field(1e-6, ge=0)
-    """Groups whose rewards spread less are dropped."""
+    """token_truncate: upper bound of the token-wise importance weight learner / rollout."""
+    importance_band: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0)]] = (0.99, 1.01)
+    """geometric_mask: completions whose geometric mean ratio lies outside are left out of the policy term."""
     micro_batch_tokens: int = Field(8192, ge=1)
     """Padded tokens (prompt and completion) of one forward pass."""
     logprob_chunk_tokens: int = Field(1024, ge=1)
@@ -161,6 +188,14 @@ class LearnerConfig(_Section):
     """GPUs that Ray reserves for one rank."""
     deepspeed: dict[str, Any] = {"zero_optimization": {"stage": 1}}
     """DeepSpeed's own table, passed through; dig-rl fills in batch sizes, optimiser and clipping."""
+
+    @model_validator(mode="after")
+    def _bounds_are_ordered(self) -> LearnerConfig:
+        if self.dual_clip is not None and self.dual_clip <= 1 + self.clip_high:
+            raise ValueError(f"dual_clip ({self.dual_clip:g}) must be above 1 + clip_high ({1 + self.clip_high:g})")
+        if self.importance_band[0] > self.importance_band[1]:
+            raise ValueError(f"importance_band must be [lowest, highest], found {list(self.importance_band)}")
+        return self
 
 
 class CheckpointConfig(_Section):
