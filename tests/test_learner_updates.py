@@ -147,7 +147,7 @@ def test_two_epochs_of_two_minibatches_equal_a_plain_pytorch_loop(
     moved = 0.0
     for name, weight in weights.items():
         np.testing.assert_allclose(weight, after[name].detach().numpy(), atol=1e-6, rtol=0, err_msg=name)
-        moved = max(moved, float((after[name] - before[name]).abs().max()))
+        moved = max(moved, (after[name] - before[name]).abs().max().item())
     assert moved > 1e-3
 
 
