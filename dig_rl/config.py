@@ -6,21 +6,19 @@ vLLM and DeepSpeed options pass through `rollout.vllm` and `learner.deepspeed` u
 
 from __future__ import annotations
 
-import difflib
-import json
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dig_rl.durable import read_json_object
-from dig_rl.errors import ConfigError
+from dig_rl.layers import build, read_layers
 from dig_rl.types import BoxTarget
 
-S = TypeVar("S", bound=BaseModel)
+Advantage = Literal["group_norm", "group_mean", "leave_one_out"]
+Loss = Literal["grpo", "dapo", "dr_grpo", "gspo"]
+KLEstimator = Literal["k1", "k2", "k3"]
+ImportanceCorrection = Literal["token_truncate", "geometric_mask", "off"]
 
 
 class _Section(BaseModel):
@@ -117,6 +115,8 @@ class RolloutConfig(_Section):
     """G, completions a pair."""
     prompts_per_step: int = Field(64, ge=1)
     """P, pairs a step."""
+    max_refills: int = Field(0, ge=0)
+    """Times in one step that groups without signal are made up for by drawing as many further pairs of the stage."""
     num_workers: int = Field(1, ge=1)
     """Rollout actors, each with its own vLLM engine."""
     temperature: float = Field(1.0, gt=0)
@@ -134,23 +134,43 @@ class RolloutConfig(_Section):
 
 
 class LearnerConfig(_Section):
-    """The GRPO update with DeepSpeed."""
+    """The update with DeepSpeed; docs/algorithms.md has the equation and source of every choice."""
 
     lr: float = Field(1e-6, ge=0)
     weight_decay: float = Field(0.01, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
+    num_epochs: int = Field(1, ge=1)
+    """Times that every rollout batch is learned from."""
+    num_minibatches: int = Field(1, ge=1)
+    """Optimiser steps of one epoch; fewer when fewer groups are left."""
+    advantage: Advantage = "group_norm"
+    """Deviation from the group's mean divided by its spread, not divided, or from the mean of the others."""
+    advantage_eps: float = Field(1e-4, gt=0)
+    """Added to the group's standard deviation."""
+    normalize_terms: bool = False
+    """Compare each reward term within its group before the weighted sum, instead of the total."""
+    min_reward_spread: float = Field(1e-6, ge=0)
+    """Groups whose rewards spread less are dropped."""
+    mask_truncated_completions: bool = False
+    """Do not learn from completions cut off at the token budget; they still count in their group's mean and spread."""
+    loss: Loss = "grpo"
+    """Mean over completions, over tokens, over the token budget, or over completions with one ratio a completion."""
     clip_low: float = Field(0.2, ge=0, lt=1)
     """The ratio is clipped below at 1 - clip_low."""
     clip_high: float = Field(0.2, ge=0)
     """The ratio is clipped above at 1 + clip_high."""
+    dual_clip: float | None = Field(None, gt=1)
+    """Where the advantage is negative, the ratio counts at most this much; None sets no bound."""
     kl_coef: float = Field(0.01, ge=0)
-    """beta of the k3 KL term; 0 loads no reference policy."""
+    """beta of the KL term; 0 loads no reference policy."""
+    kl_estimator: KLEstimator = "k3"
+    """Estimate of the KL that the loss takes."""
+    importance: ImportanceCorrection = "token_truncate"
+    """How the difference between learner and sampler is corrected."""
     importance_cap: float = Field(2.0, gt=0)
-    """Upper bound of the token-wise importance weight learner / rollout."""
-    advantage_eps: float = Field(1e-4, gt=0)
-    """Added to the group's standard deviation."""
-    min_reward_spread: float = Field(1e-6, ge=0)
-    """Groups whose rewards spread less are dropped."""
+    """token_truncate: upper bound of the token-wise importance weight learner / rollout."""
+    importance_band: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0)]] = (0.99, 1.01)
+    """geometric_mask: completions whose geometric mean ratio lies outside are left out of the policy term."""
     micro_batch_tokens: int = Field(8192, ge=1)
     """Padded tokens (prompt and completion) of one forward pass."""
     logprob_chunk_tokens: int = Field(1024, ge=1)
@@ -162,13 +182,22 @@ class LearnerConfig(_Section):
     """OpenMP threads of one rank on a CPU."""
     num_gpus: float = Field(0, ge=0)
     """GPUs that Ray reserves for one rank."""
-    deepspeed: dict[str, Any] = {"zero_optimization": {"stage": 1}}
-    """DeepSpeed's own table, passed through; dig-rl fills in batch sizes, optimiser and clipping."""
+    deepspeed: dict[str, Any] = {}
+    """DeepSpeed's own table, passed through; what it leaves out of batch sizes, optimiser, clipping and ZeRO stage (1)
+    dig-rl fills in."""
 
     @property
     def lr_is_ours(self) -> bool:
         """Whether `lr` is what the optimiser uses: no table of DeepSpeed's own decides on it."""
         return not self.deepspeed.keys() & {"optimizer", "scheduler"}
+
+    @model_validator(mode="after")
+    def _bounds_are_ordered(self) -> LearnerConfig:
+        if self.dual_clip is not None and self.dual_clip <= 1 + self.clip_high:
+            raise ValueError(f"dual_clip ({self.dual_clip:g}) must be above 1 + clip_high ({1 + self.clip_high:g})")
+        if self.importance_band[0] > self.importance_band[1]:
+            raise ValueError(f"importance_band must be [lowest, highest], found {list(self.importance_band)}")
+        return self
 
 
 class CheckpointConfig(_Section):
@@ -286,103 +315,4 @@ def load_config(paths: Sequence[str | Path], overrides: Sequence[str] | None = N
     Raises:
         ConfigError: a file is missing or not TOML, a key is unknown, or a value does not fit its field.
     """
-    merged: dict[str, Any] = {}
-    for path in paths:
-        merged = _merge(merged, _read_layer(path))
-    for override in overrides or []:
-        merged = _merge(merged, _parse_override(override))
-    return build(Config, merged, where=", ".join(map(str, paths)) or "the defaults")
-
-
-def _read_layer(path: str | Path) -> dict[str, Any]:
-    if Path(path).suffix != ".json":
-        return read_toml(path)
-    saved = read_json_object(Path(path), "restore it, or name a TOML file with CONFIG=")
-    if saved is None:
-        raise ConfigError(f"no config file at {path}; name an existing file with CONFIG=")
-    return saved
-
-
-def build(model: type[S], values: dict[str, Any], where: str) -> S:
-    """Validate `values` as `model`, turning pydantic's report into one ConfigError that names the nearest known key."""
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        lines = [_describe(problem, model) for problem in error.errors()]
-        raise ConfigError(f"config from {where} is not valid:\n  " + "\n  ".join(lines)) from None
-
-
-def read_toml(path: str | Path) -> dict[str, Any]:
-    """Parse one TOML file, naming it in every error."""
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"no config file at {path}; name an existing TOML file with CONFIG=") from None
-    except OSError as error:
-        raise ConfigError(f"cannot read the config file {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
-
-
-def differing_keys(saved: dict[str, Any], current: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted keys whose values differ, as `key: saved -> current`."""
-    lines = []
-    for key in sorted(saved.keys() | current.keys()):
-        old, new = saved.get(key), current.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            lines += differing_keys(old, new, f"{prefix}{key}.")
-        elif old != new:
-            lines.append(f"{prefix}{key}: {json.dumps(old)} -> {json.dumps(new)}")
-    return lines
-
-
-def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in top.items():
-        both_tables = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both_tables else value
-    return merged
-
-
-def _parse_override(text: str) -> dict[str, Any]:
-    key, equals, raw = text.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f'SET takes "section.key=value", found "{text}"')
-    try:
-        parsed = tomllib.loads(f"value = {raw}")
-    except tomllib.TOMLDecodeError:
-        parsed = {}
-    # A line break could begin further keys, which would then be dropped in silence.
-    value: Any = parsed["value"] if parsed.keys() == {"value"} else raw
-    for part in reversed(key.strip().split(".")):
-        value = {part: value}
-    return value
-
-
-def _describe(problem: Any, model: type[BaseModel]) -> str:
-    path = [str(part) for part in problem["loc"]]
-    name = ".".join(path) or "config"
-    if problem["type"] != "extra_forbidden":
-        found = "" if isinstance(problem.get("input"), dict) else f", found {problem.get('input')!r}"
-        return f"{name}: {problem['msg'].removeprefix('Value error, ')}{found}"
-    known = _known_keys(model, path)
-    siblings = [key for key in known if key.rpartition(".")[0] == ".".join(path[:-1])]
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    near_sibling = difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)
-    return f"{name}: no such key; did you mean {(near_sibling or near or ['?'])[0]}?"
-
-
-def _known_keys(model: type[BaseModel], path: list[str], prefix: str = "") -> list[str]:
-    """Dotted keys of `model`; a table whose keys the user names has the one that stands in `path`."""
-    keys = []
-    for name, field in model.model_fields.items():
-        keys.append(prefix + name)
-        inner, below = field.annotation, f"{prefix}{name}."
-        if get_origin(inner) is UnionType:  # an optional table
-            inner = get_args(inner)[0]
-        if get_origin(inner) is dict:
-            own_name = path[below.count(".") :][:1] or ["*"]
-            inner, below = get_args(inner)[1], f"{below}{own_name[0]}."
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            keys += _known_keys(inner, path, below)
-    return keys
+    return build(Config, read_layers(paths, overrides or []), where=", ".join(map(str, paths)) or "the defaults")

@@ -55,6 +55,16 @@ METRICS = (
         "rollout/mismatch_kl", "nats", "Mean of exp(d) - 1 - d over completion tokens, d = learner - rollout log-prob"
     ),
     Metric("rollout/importance_max", "1", "Largest importance weight of a token, learner over rollout, before the cap"),
+    Metric("rollout/importance_mean", "1", "Mean importance weight of a token before the cap"),
+    Metric("rollout/importance_cut_frac", "fraction", "Completion tokens whose importance weight was cut or masked"),
+    Metric(
+        "rollout/sequence_importance_max", "1", "Largest geometric mean of the importance weights of a completion, raw"
+    ),
+    Metric(
+        "rollout/sequence_importance_min", "1", "Smallest geometric mean of the importance weights of a completion, raw"
+    ),
+    Metric("rollout/refilled_groups", "groups", "Groups sampled in addition, to make up for groups without signal"),
+    Metric("rollout/missing_groups", "groups", "Groups that the update has fewer than pairs a step were asked for"),
     Metric("rollout/completion_tokens", "tokens", "Mean length of a completion, the end-of-text token included"),
     Metric("rollout/truncated_frac", "fraction", "Completions cut off at the token budget"),
     Metric(
@@ -68,13 +78,19 @@ METRICS = (
     Metric("groups/dropped_frac", "fraction", "Groups left out of the update, for any reason"),
     Metric("groups/<reason>", "groups", "Groups left out of the update for this reason"),
     Metric("advantage/std", "1", "Standard deviation of the advantages that entered the update"),
-    Metric("learner/loss", "1", "Loss that was minimised: clipped policy term plus the KL term"),
-    Metric("learner/kl", "nats", "KL of the policy to the frozen reference (k3 estimate), mean over completion tokens"),
+    Metric("learner/loss", "1", "Loss that was minimised: clipped policy term plus the KL term, mean over updates"),
+    Metric(
+        "learner/kl",
+        "nats",
+        "KL to the frozen reference (k3 estimate), mean over completion tokens; absent without one",
+    ),
     Metric("learner/clip_low_frac", "fraction", "Completion tokens whose ratio was clipped from below"),
     Metric("learner/clip_high_frac", "fraction", "Completion tokens whose ratio was clipped from above"),
-    Metric("learner/ratio_max", "1", "Largest ratio of new to old probability of one token, before clipping"),
-    Metric("learner/grad_norm", "1", "Gradient norm before it was limited"),
-    Metric("learner/lr", "1", "Learning rate of the update"),
+    Metric("learner/clip_dual_frac", "fraction", "Completion tokens whose ratio was clipped by the dual clip"),
+    Metric("learner/ratio_max", "1", "Largest ratio of new to old probability, before clipping"),
+    Metric("learner/updates", "updates", "Optimiser steps made on this step's groups"),
+    Metric("learner/grad_norm", "1", "Gradient norm before it was limited, mean over updates"),
+    Metric("learner/lr", "1", "Learning rate of the last update"),
     Metric("learner/entropy", "nats", "Mean entropy of the policy over completion tokens"),
     Metric("curriculum/stage_index", "index", "Stage the step was drawn from, counted from 0"),
     Metric("curriculum/replay_frac", "fraction", "Pairs of the step that were drawn from those of earlier stages"),

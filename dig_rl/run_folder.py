@@ -16,9 +16,9 @@ from typing import Any, TextIO
 
 from pydantic import BaseModel
 
-from dig_rl.config import differing_keys
 from dig_rl.durable import read_json_object, write_durably
 from dig_rl.errors import ConfigError, DigRlError, PluginError
+from dig_rl.layers import differing_keys
 
 CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,24 +18,25 @@ import numpy as np
 from dig_rl.actors.cluster import Cluster
 from dig_rl.actors.fleet import Fleet, launch_fleet, num_actors
 from dig_rl.alarms import AlarmWatch
-from dig_rl.algo.advantages import compute_advantages, drop_groups_without_signal
-from dig_rl.algo.batch import TrainingGroup
+from dig_rl.algo.advantages import drop_groups_without_signal
+from dig_rl.algo.batch import training_group
 from dig_rl.answers import summarise_answers
 from dig_rl.checkpoint import CheckpointStore
 from dig_rl.config import Config
 from dig_rl.controls import same_answer_frac
-from dig_rl.curriculum import Curriculum, open_curriculum, stage_config
+from dig_rl.curriculum import Curriculum, Stage, open_curriculum, stage_config
 from dig_rl.data import load_examples
 from dig_rl.errors import AlarmError, DataError, PluginError
 from dig_rl.evaluate import evaluate_greedily
 from dig_rl.metrics import read_metrics, summarise_dropped, summarise_groups
 from dig_rl.plugins import load_plugin
 from dig_rl.progress import TrainProgress
+from dig_rl.refill import Collected, collect_with_refills, spare_examples
 from dig_rl.run_folder import RunFolder
 from dig_rl.scoring_pool import hash_plugins
 from dig_rl.summary import Summary
 from dig_rl.tracking import Tracker
-from dig_rl.types import Example, RolloutGroup
+from dig_rl.types import Example
 
 _log = logging.getLogger(__name__)
 
@@ -159,17 +162,17 @@ class Training:
             self._fleet.configure(self._inputs.stage_configs[stage.name])
             self._configured_stage = stage.name
         examples = self._curriculum.next_examples()
-        groups, figures = self._fleet.rollouts.collect(examples, step=self._step, stage=stage.name)
+        collected = self._collect(examples, stage)
+        groups, figures = collected.groups, collected.figures
         stage_end = self._curriculum.observe(groups)
-        kept, dropped = drop_groups_without_signal(groups, self._config.learner.min_reward_spread)
-        figures |= summarise_groups(groups) | summarise_dropped(dropped, len(groups))
+        figures |= summarise_groups(groups) | summarise_dropped(collected.dropped, len(groups))
         figures |= summarise_answers(groups, thinking=self._config.policy.thinking)
         num_tokens = sum(len(completion.token_ids) for group in groups for completion in group.sampled.completions)
         figures["rollout/tokens_per_s"] = num_tokens / figures["timing/generate_s"]
         step = self._step + 1
         self._is_mid_step = True
-        if kept:  # otherwise the step counts, but there is nothing to learn from
-            batch = [_training_group(group, self._config) for group in kept]
+        if collected.kept:  # otherwise the step counts, but there is nothing to learn from
+            batch = [training_group(group, self._config) for group in collected.kept]
             figures["advantage/std"] = float(np.std([advantage for group in batch for advantage in group.advantages]))
             figures |= self._fleet.learner.step(batch)
             figures["timing/sync_s"] = self._fleet.sync_weights(step)
@@ -195,6 +198,17 @@ class Training:
                     f"stopped at step {step} by alarms.stop: {alarm.name}. {alarm.describe()}. Mend it in a new run, "
                     "or run the same command again to go on regardless"
                 )
+
+    def _collect(self, examples: Sequence[Example], stage: Stage) -> Collected:
+        config = self._config
+        admitted = [example for example in self._inputs.examples if stage.admits(example)]
+        return collect_with_refills(
+            partial(self._fleet.rollouts.collect, step=self._step, stage=stage.name),
+            partial(drop_groups_without_signal, learner=config.learner),
+            examples,
+            spare_examples(admitted, examples, seed=config.seed, step=self._step),
+            config.rollout.max_refills,
+        )
 
     def _evaluate(self, moment: Literal["before", "after"], tracker: Tracker, progress: TrainProgress) -> None:
         started = time.perf_counter()
@@ -246,14 +260,3 @@ class Training:
         self._store.save(self._step, write, state)
         self._saved_step, self._saved_at = self._step, time.monotonic()
         self.summary.write("running")
-
-
-def _training_group(group: RolloutGroup, config: Config) -> TrainingGroup:
-    completions = group.sampled.completions
-    return TrainingGroup(
-        example=group.sampled.example,
-        prompt_token_ids=group.sampled.prompt_token_ids,
-        completion_token_ids=tuple(completion.token_ids for completion in completions),
-        logprobs_rollout=tuple(completion.logprobs_rollout for completion in completions),
-        advantages=tuple(compute_advantages(group.rewards, config.learner.advantage_eps).tolist()),
-    )

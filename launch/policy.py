@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from dig_rl.config import build, read_toml
 from dig_rl.errors import ConfigError
+from dig_rl.layers import build, read_toml
 from dig_rl.policy.build import SmallPolicyConfig, build_small_policy
 from dig_rl.prompts import instruction
 from launch.terminal import end_with_message

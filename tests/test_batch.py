@@ -10,12 +10,20 @@ import pytest
 import torch
 from PIL import Image
 
-from dig_rl.algo.batch import TrainingGroup, pack_group, shard_groups, split_by_tokens, tree_mask
+from dig_rl.algo.batch import (
+    TrainingGroup,
+    make_minibatches,
+    pack_group,
+    shard_groups,
+    split_by_tokens,
+    training_group,
+    tree_mask,
+)
 from dig_rl.config import Config, load_config
 from dig_rl.errors import PolicyError
 from dig_rl.policy.load import BAN_BIAS, PolicyFrontend, load_frontend, load_model
 from dig_rl.policy.scorer import PolicyScorer
-from dig_rl.types import Example
+from dig_rl.types import Completion, Example, RolloutGroup, SampledGroup, Score
 
 
 def make_pair(folder: Path, size: tuple[int, int], seed: int = 0) -> Example:
@@ -141,6 +149,46 @@ def test_shards_balance_tokens_and_lose_nothing() -> None:
     shards = shard_groups(groups, 2)
     assert sorted(g.num_tokens for shard in shards for g in shard) == [2, 2, 5, 6, 10]
     assert abs(sum(g.num_tokens for g in shards[0]) - sum(g.num_tokens for g in shards[1])) <= 1
+
+
+def tiny_group(lengths: list[int]) -> TrainingGroup:
+    example = Example("p", "a", "b", (32, 32), (), (), "train")
+    rows = tuple((1,) * length for length in lengths)
+    return TrainingGroup(example, (7, 7), rows, tuple((-1.0,) * length for length in lengths), (0.0,) * len(rows))
+
+
+def test_minibatches_share_out_every_group_once_in_order() -> None:
+    groups = [tiny_group([size, 1]) for size in (9, 1, 5, 4, 3)]
+    first, second = make_minibatches(groups, num_minibatches=2, num_ranks=2)
+    for index, members in enumerate((groups[:2], groups[2:])):
+        shared = [*first[index].groups, *second[index].groups]
+        assert sorted(map(id, shared)) == sorted(map(id, members))
+        for share in (first[index], second[index]):  # both ranks divide by what all have
+            assert share.num_completions == 2 * len(members)
+            assert share.num_tokens == sum(group.num_completion_tokens for group in members)
+    assert [len(share.groups) for share in second] == [1, 2]
+
+
+def test_there_are_no_more_minibatches_than_groups() -> None:
+    ((first, second),) = make_minibatches([tiny_group([1]), tiny_group([2])], num_minibatches=8, num_ranks=1)
+    assert (first.num_tokens, second.num_tokens) == (1, 2)
+
+
+def test_truncated_completions_are_compared_with_and_not_learned_from() -> None:
+    completions = tuple(
+        Completion((seed,) * 3, (-0.5,) * 3, "", reason, seed) for seed, reason in enumerate(("stop", "length", "stop"))
+    )
+    example = Example("p", "a", "b", (32, 32), (), (), "train")
+    scores = tuple(Score(reward, {}, "ok") for reward in (0.0, 1.0, 0.5))
+    group = RolloutGroup(SampledGroup(example, (7,), completions, 0, (32, 32), 0), scores, "single")
+    kept = training_group(group, load_config([], ["learner.advantage=group_mean"]))
+    assert kept.completion_token_ids == ((0,) * 3, (1,) * 3, (2,) * 3)
+    assert kept.advantages == (-0.5, 0.5, 0.0)
+    masked = training_group(
+        group, load_config([], ["learner.advantage=group_mean", "learner.mask_truncated_completions=true"])
+    )
+    assert masked.completion_token_ids == ((0,) * 3, (2,) * 3)
+    assert masked.advantages == (-0.5, 0.0)  # the mean is still that of all three
 
 
 def test_a_sampler_that_saw_another_prompt_stops_the_learner(

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from dig_rl.config import Config, differing_keys, load_config
+from dig_rl.config import Config, load_config
 from dig_rl.curriculum import load_stages
 from dig_rl.errors import ConfigError
+from dig_rl.layers import differing_keys
 from dig_rl.plugins import load_plugin
 from tests.tiny import ROOT
 
@@ -52,7 +53,7 @@ def test_layers_leave_each_other_and_the_defaults_alone(tmp_path: Path) -> None:
     file = write(tmp_path, "one.toml", "[learner.deepspeed.zero_optimization]\nstage = 3\n")
     assert load_config([file]).learner.deepspeed == {"zero_optimization": {"stage": 3}}
     assert load_config([]) == Config()
-    assert Config().learner.deepspeed == {"zero_optimization": {"stage": 1}}
+    assert Config().learner.deepspeed == {}
 
 
 def test_a_file_names_all_reward_terms_or_none() -> None:
@@ -137,6 +138,9 @@ def test_unknown_keys_name_the_nearest_known_one(override: str, nearest: str) ->
         ("policy.dtype=float16", ["policy.dtype", "'float32' or 'bfloat16'", "'float16'"]),
         ("data.box_target=both", ["data.box_target", "'union', 'a' or 'b'"]),
         ("policy.path=3", ["policy.path", "string", "3"]),
+        ("learner.loss=ppo", ["learner.loss", "'grpo', 'dapo', 'dr_grpo' or 'gspo'", "'ppo'"]),
+        ("learner.dual_clip=1.1", ["dual_clip (1.1) must be above 1 + clip_high (1.2)"]),
+        ("learner.importance_band=[1.1, 0.9]", ["importance_band must be [lowest, highest], found [1.1, 0.9]"]),
         ("learner=3", ["learner", "3"]),
         ("rollout.vllm=3", ["rollout.vllm", "dictionary"]),
     ],

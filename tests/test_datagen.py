@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dig_rl.config import build
 from dig_rl.datagen.color_difference import ciede2000, srgb_to_lab
 from dig_rl.datagen.edits import Edit, change_attribute, edit_scene
 from dig_rl.datagen.labels import IdPicture, box_of_mask, label_differences, rejection_by_color, rejection_by_ids
@@ -21,6 +20,7 @@ from dig_rl.datagen.recipe import DataRecipe, LabelRules, with_total
 from dig_rl.datagen.sampling import sample_scene
 from dig_rl.datagen.scene import Scene, SceneObject, scene_from_json, scene_to_json
 from dig_rl.errors import ConfigError, DataError
+from dig_rl.layers import build
 
 RECIPE = DataRecipe(num_objects=(3, 7), arena_m=3.0)
 ATTRIBUTES = ("shape", "color", "material", "size")

@@ -100,6 +100,9 @@ def test_logprobs_agree_before_and_after_two_weight_syncs(fleet: Fleet, examples
         assert stats["rollout/mismatch_kl"] < 1e-6
         # On policy the ratio is 1: nothing of this batch has been learned yet when it is computed.
         assert stats["learner/ratio_max"] == 1.0
+        # With a fresh sync sampler and learner give every token the same probability.
+        assert stats["rollout/importance_max"] == pytest.approx(1.0, abs=1e-4)
+        assert stats["rollout/sequence_importance_min"] == pytest.approx(1.0, abs=1e-4)
         if version == 0:
             assert abs(stats["learner/kl"]) < 1e-6
         # The update moved the policy, so agreement after the sync is not agreement with the old weights.

@@ -80,7 +80,7 @@ def outcomes(
 def take_two_steps(cluster: Cluster, config: Config, groups: list[TrainingGroup]) -> Steps:
     ranks, joining = _spawn_ranks(cluster, config, ROOT)
     cluster.wait_until_ready(joining)
-    learner = LearnerRanks(cluster, ranks)
+    learner = LearnerRanks(cluster, ranks, config)
 
     def weights() -> dict[str, np.ndarray]:
         return cluster.gather([rank.run(weights_of) for rank in ranks])[0]

@@ -12,7 +12,7 @@ from typing import Any
 
 from dig_rl.actors.cluster import Actor, Cluster, Pending
 from dig_rl.actors.weight_sync import sync_weights
-from dig_rl.algo.batch import TrainingGroup, shard_groups
+from dig_rl.algo.batch import TrainingGroup, make_minibatches
 from dig_rl.config import Config
 from dig_rl.masking import mask_failures, max_failed
 from dig_rl.parsing import CoordinateFrame
@@ -103,16 +103,16 @@ class Rollouts:
 class LearnerRanks:
     """All DeepSpeed ranks as one learner."""
 
-    def __init__(self, cluster: Cluster, ranks: Sequence[Actor]) -> None:
+    def __init__(self, cluster: Cluster, ranks: Sequence[Actor], config: Config) -> None:
         self._cluster = cluster
         self._ranks = ranks
+        self._num_minibatches = config.learner.num_minibatches
 
     def step(self, groups: Sequence[TrainingGroup]) -> dict[str, float]:
-        """One optimiser step over all groups; statistics as in `dig_rl.metrics`."""
-        shards = shard_groups(groups, len(self._ranks))
-        num_completions = sum(len(group.completion_token_ids) for group in groups)
+        """Every update on one rollout batch; statistics as in `dig_rl.metrics`."""
+        shares = make_minibatches(groups, num_minibatches=self._num_minibatches, num_ranks=len(self._ranks))
         return self._cluster.gather(
-            [rank.call("step", shard, num_completions) for rank, shard in zip(self._ranks, shards, strict=True)]
+            [rank.call("step", share) for rank, share in zip(self._ranks, shares, strict=True)]
         )[0]
 
     def save(self, folder: Path) -> None:
@@ -213,7 +213,7 @@ def launch_fleet(cluster: Cluster, config: Config, root: Path) -> Fleet:
     return Fleet(
         cluster,
         Rollouts(cluster, workers, rewards, config),
-        LearnerRanks(cluster, ranks),
+        LearnerRanks(cluster, ranks, config),
         facts,
         tuple(workers),
         tuple(ranks),

@@ -1,14 +1,15 @@
-"""One DeepSpeed rank: takes its share of the groups, makes one GRPO update, hands out weights, saves and restores."""
+"""One DeepSpeed rank: takes its share of the groups, updates the policy, hands out weights, saves and restores."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import random
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ import ray
 import torch
 import torch.distributed as dist
 
-from dig_rl.algo.batch import TrainingGroup, pack_group, split_by_tokens
-from dig_rl.algo.loss import LossTerms, TokenLogprobs, grpo_loss
+from dig_rl.algo.aggregation import aggregate
+from dig_rl.algo.batch import MiniBatch, PackedGroup, TrainingGroup, pack_group, split_by_tokens
+from dig_rl.algo.loss import TokenLogprobs, policy_loss
+from dig_rl.algo.statistics import UpdateStatistics, reduce_statistics
 from dig_rl.config import Config
 from dig_rl.errors import CheckpointError
 from dig_rl.extension_lock import remove_stale_locks
@@ -28,6 +31,19 @@ from dig_rl.policy.scorer import PolicyScorer
 
 WEIGHT_BUCKET_BYTES = 256 << 20
 """Weights travel to the rollout workers in parts of about this size."""
+
+
+@dataclass
+class _Pass:
+    """One forward and backward pass, and what stays fixed over all updates of a rollout batch."""
+
+    packed: PackedGroup
+    counts: bool
+    """Whether it is learned from; otherwise it only keeps this rank in step with the others."""
+    logprobs_old_N: torch.Tensor | None = None
+    """float32 `[N]` before the first update; None while they are those of the policy now."""
+    logprobs_ref_N: torch.Tensor | None = None
+    """float32 `[N]` of the reference; None before the first pass, and without a reference."""
 
 
 class Learner:
@@ -86,27 +102,37 @@ class Learner:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
         return {"device": device, "parameters": count, "architecture": type(model).__name__}
 
-    def step(self, groups: Sequence[TrainingGroup], num_completions: int) -> dict[str, float]:
-        """One optimiser step on this rank's groups.
+    def step(self, minibatches: Sequence[MiniBatch]) -> dict[str, float]:
+        """Learn from one rollout batch: an optimiser step for each mini-batch, in each epoch.
 
         Args:
-            groups: this rank's share; may be empty if other ranks have some.
-            num_completions: of all ranks together, the divisor of the loss.
+            minibatches: this rank's shares; as many on every rank.
 
         Returns:
-            Statistics over all ranks' completion tokens, keys as in `dig_rl.metrics`.
+            Statistics over all updates and all ranks' completion tokens, keys as in `dig_rl.metrics`.
         """
         started = time.perf_counter()
-        parts = [part for group in groups for part in split_by_tokens(group, self._config.learner.micro_batch_tokens)]
-        sums: dict[str, float] = {}
-        for part, counts in self._pad_to_longest_rank(parts):
-            self._accumulate(part, num_completions if counts else None, sums)
-        self._engine.step()
-        stats = _reduce_statistics(sums)
-        stats["learner/grad_norm"] = float(self._engine.get_global_grad_norm() or float("nan"))
-        stats["learner/lr"] = float(self._engine.get_lr()[0])
-        stats["timing/learn_s"] = time.perf_counter() - started
-        return stats
+        passes = [self._passes(minibatch.groups) for minibatch in minibatches]
+        num_updates = self._config.learner.num_epochs * len(minibatches)
+        if num_updates > 1:
+            for one_pass in chain.from_iterable(passes):
+                with torch.no_grad():
+                    one_pass.logprobs_old_N = self._engine(one_pass.packed).logprobs_N
+        statistics, grad_norms = UpdateStatistics(), []
+        for _ in range(self._config.learner.num_epochs):
+            for minibatch, its_passes in zip(minibatches, passes, strict=True):
+                for one_pass in its_passes:
+                    self._accumulate(one_pass, minibatch, statistics)
+                self._engine.step()
+                grad_norms.append(float(self._engine.get_global_grad_norm() or float("nan")))
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, statistics.sums)
+        return reduce_statistics(gathered, num_updates) | {
+            "learner/updates": float(num_updates),
+            "learner/grad_norm": float(np.mean(grad_norms)),
+            "learner/lr": float(self._engine.get_lr()[0]),
+            "timing/learn_s": time.perf_counter() - started,
+        }
 
     def configure(self, *, temperature: float, lr: float | None) -> None:
         """Go on at another sampling temperature and learning rate; None leaves the rate to DeepSpeed's own tables."""
@@ -173,39 +199,50 @@ class Learner:
             raise CheckpointError(f"DeepSpeed found no checkpoint in {folder}; delete that folder to fall back")
         torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
 
-    def _accumulate(self, part: TrainingGroup, num_completions: int | None, sums: dict[str, float]) -> None:
-        packed = pack_group(part)
+    def _accumulate(self, one_pass: _Pass, minibatch: MiniBatch, statistics: UpdateStatistics) -> None:
+        packed = one_pass.packed
         current: TokenLogprobs = self._engine(packed)
-        with torch.no_grad():
-            reference_N = self._reference(packed).logprobs_N if self._reference is not None else None
         device = current.logprobs_N.device
-        terms = grpo_loss(
+        if self._reference is not None and one_pass.logprobs_ref_N is None:
+            with torch.no_grad():
+                one_pass.logprobs_ref_N = self._reference(packed).logprobs_N
+        if one_pass.logprobs_old_N is None:  # nothing has been learned from this batch yet
+            one_pass.logprobs_old_N = current.logprobs_N.detach()
+        terms = policy_loss(
             current.logprobs_N,
-            current.logprobs_N.detach(),
+            one_pass.logprobs_old_N,
             packed.logprobs_rollout_N.to(device),
-            reference_N,
+            one_pass.logprobs_ref_N,
             packed.advantage_N.to(device),
+            packed.completion_N.to(device),
             self._config.learner,
         )
-        # DeepSpeed averages over ranks; the loss is a mean over the completions of all of them.
-        share = dist.get_world_size() / num_completions if num_completions else 0.0
-        loss = (terms.loss_N * packed.token_weight_N.to(device)).sum() * share
-        self._engine.backward(loss, scale_wrt_gas=False)
-        if num_completions:
-            _add_statistics(sums, terms, current, float(loss.detach()) / dist.get_world_size())
+        loss = aggregate(
+            terms.loss_N,
+            packed.token_weight_N.to(device),
+            self._config.learner.loss,
+            num_completions=minibatch.num_completions,
+            num_tokens=minibatch.num_tokens,
+            max_completion_tokens=self._config.rollout.max_completion_tokens,
+        )
+        # DeepSpeed averages over ranks, while the shares of all ranks add up to the loss.
+        weight = dist.get_world_size() if one_pass.counts else 0
+        self._engine.backward(loss * weight, scale_wrt_gas=False)
+        if one_pass.counts:
+            statistics.add(terms, current.entropy_N, float(loss.detach()))
 
-    def _pad_to_longest_rank(self, parts: list[TrainingGroup]) -> Iterator[tuple[TrainingGroup, bool]]:
-        """Give every rank the same number of forward passes, or a gathering of weights would wait for ever."""
-        longest = torch.tensor(len(parts))
-        dist.all_reduce(longest, op=dist.ReduceOp.MAX)
+    def _passes(self, groups: Sequence[TrainingGroup]) -> list[_Pass]:
+        """Cut groups under the token budget, and give every rank the same number of passes.
+
+        With fewer passes on one rank, a gathering of weights would wait for ever.
+        """
+        parts = [part for group in groups for part in split_by_tokens(group, self._config.learner.micro_batch_tokens)]
         everything: list[Any] = [None] * dist.get_world_size()
-        if dist.get_world_size() > 1:
-            dist.all_gather_object(everything, parts[:1])
-            filler = next(first[0] for first in everything if first)
-        else:
-            filler = parts[0]
-        for index in range(int(longest)):
-            yield (parts[index], True) if index < len(parts) else (filler, False)
+        dist.all_gather_object(everything, (len(parts), parts[:1]))
+        longest = max(length for length, _ in everything)
+        filler = next(first[0] for _, first in everything if first)
+        missing = [_Pass(pack_group(filler), counts=False) for _ in range(longest - len(parts))]
+        return [_Pass(pack_group(part), counts=True) for part in parts] + missing
 
     def _named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         model = self._engine.module.model
@@ -249,48 +286,10 @@ def _deepspeed_options(config: Config, world_size: int) -> dict[str, Any]:
             # On the CPU torch's own AdamW needs no compiled extension.
             "params": {"lr": learner.lr, "weight_decay": learner.weight_decay, "torch_adam": on_cpu},
         },
+        # Without ZeRO, DeepSpeed reports no gradient norm in float32.
+        "zero_optimization": {"stage": 1},
         "steps_per_print": 1 << 30,
     }
     if config.policy.dtype == "bfloat16":
         options["bf16"] = {"enabled": True}
     return options | learner.deepspeed
-
-
-def _add_statistics(sums: dict[str, float], terms: LossTerms, current: TokenLogprobs, loss: float) -> None:
-    totals = {
-        "tokens": float(len(terms.loss_N)),
-        "learner/loss": loss,
-        "learner/kl": float(terms.kl_N.sum()),
-        "learner/entropy": float(current.entropy_N.sum()),
-        "learner/clip_low_frac": float(terms.clipped_low_N.sum()),
-        "learner/clip_high_frac": float(terms.clipped_high_N.sum()),
-        "rollout/mismatch_kl": float(terms.mismatch_kl_N.double().sum()),
-    }
-    for key, value in totals.items():
-        sums[key] = sums.get(key, 0.0) + value
-    sums["learner/ratio_max"] = max(sums.get("learner/ratio_max", 0.0), float(terms.ratio_N.max()))
-    sums["rollout/importance_max"] = max(sums.get("rollout/importance_max", 0.0), float(terms.importance_N.max()))
-
-
-def _reduce_statistics(sums: dict[str, float]) -> dict[str, float]:
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, sums)
-    present = [part for part in gathered if part]
-    tokens = sum(part["tokens"] for part in present)
-    stats = {}
-    for key in present[0]:
-        values = [part[key] for part in present]
-        if key.endswith("_max"):
-            stats[key] = max(values)
-        elif key == "learner/loss":
-            stats[key] = sum(values)
-        elif key != "tokens":
-            stats[key] = sum(values) / tokens
-    return stats
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python, numpy and torch of this process."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)

@@ -13,10 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
-from dig_rl.types import Example
+from dig_rl.algo.advantages import group_advantages
+from dig_rl.config import Config
+from dig_rl.types import Example, RolloutGroup
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,26 @@ class TrainingGroup:
     """G values, one a completion."""
 
     @property
+    def num_completion_tokens(self) -> int:
+        """N, completion tokens of all completions together."""
+        return sum(map(len, self.completion_token_ids))
+
+    @property
     def num_tokens(self) -> int:
         """Packed length L."""
-        return len(self.prompt_token_ids) + sum(map(len, self.completion_token_ids))
+        return len(self.prompt_token_ids) + self.num_completion_tokens
+
+
+@dataclass(frozen=True)
+class MiniBatch:
+    """What one rank contributes to one optimiser step."""
+
+    groups: tuple[TrainingGroup, ...]
+    """This rank's share; may be empty if other ranks have some."""
+    num_completions: int
+    """Of all ranks together."""
+    num_tokens: int
+    """Completion tokens of all ranks together."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +83,22 @@ class PackedGroup:
     token_weight_N: torch.Tensor
     """float32 `[N]`: 1 / length of the token's completion, so that a weighted sum is a sum of sequence means."""
     num_completions: int
+
+
+def training_group(group: RolloutGroup, config: Config) -> TrainingGroup:
+    """What is learned from a group: its scored completions, without truncated ones where these are masked."""
+    group = group.without_masked()
+    completions = group.sampled.completions
+    whole = TrainingGroup(
+        example=group.sampled.example,
+        prompt_token_ids=group.sampled.prompt_token_ids,
+        completion_token_ids=tuple(completion.token_ids for completion in completions),
+        logprobs_rollout=tuple(completion.logprobs_rollout for completion in completions),
+        advantages=tuple(group_advantages(group, config).tolist()),
+    )
+    if not config.learner.mask_truncated_completions:
+        return whole
+    return _select(whole, [index for index, row in enumerate(completions) if row.finish_reason != "length"])
 
 
 def split_by_tokens(group: TrainingGroup, max_tokens: int) -> Iterator[TrainingGroup]:
@@ -135,6 +171,29 @@ def packed_positions(prompt_positions_3P: torch.Tensor, packed: PackedGroup) -> 
     start = int(prompt_positions_3P.max()) + 1
     completions_L = start + packed.offset_L[packed.num_prompt_tokens :]
     return torch.cat([prompt_positions_3P, completions_L.expand(3, -1)], dim=1)[:, None]
+
+
+def make_minibatches(groups: Sequence[TrainingGroup], *, num_minibatches: int, num_ranks: int) -> list[list[MiniBatch]]:
+    """Cut a rollout batch into optimiser steps, and each of these into the shares of the ranks.
+
+    Args:
+        groups: of the whole step, in the order they were drawn.
+        num_minibatches: wanted; there are never more than groups.
+        num_ranks: of the learner.
+
+    Returns:
+        For each rank its mini-batches, in order. Mini-batches differ by at most one group.
+    """
+    num_minibatches = min(num_minibatches, len(groups))
+    bounds = [len(groups) * index // num_minibatches for index in range(num_minibatches + 1)]
+    ranks: list[list[MiniBatch]] = [[] for _ in range(num_ranks)]
+    for start, end in pairwise(bounds):
+        members = groups[start:end]
+        num_completions = sum(len(group.completion_token_ids) for group in members)
+        num_tokens = sum(group.num_completion_tokens for group in members)
+        for rank, shard in zip(ranks, shard_groups(members, num_ranks), strict=True):
+            rank.append(MiniBatch(tuple(shard), num_completions, num_tokens))
+    return ranks
 
 
 def shard_groups(groups: Sequence[TrainingGroup], num_ranks: int) -> list[list[TrainingGroup]]:

@@ -11,9 +11,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dig_rl.config import Config, build, read_toml
+from dig_rl.config import Config
 from dig_rl.data import Kind
 from dig_rl.errors import ConfigError
+from dig_rl.layers import build, read_toml
 from dig_rl.types import Example
 
 Count = Annotated[int, Field(ge=0)]

@@ -22,11 +22,11 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dig_rl.config import differing_keys
 from dig_rl.data import METADATA_NAME, PairRecord
 from dig_rl.datagen.pairs import FinishedPair, PairTask
 from dig_rl.datagen.recipe import DataRecipe
 from dig_rl.errors import ConfigError, DataError
+from dig_rl.layers import differing_keys
 
 GENERATOR_VERSION = 1
 """Raised whenever one recipe would give other files than before."""

@@ -10,9 +10,9 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dig_rl.config import build, read_toml
 from dig_rl.data import BoxTarget, Split
 from dig_rl.errors import ConfigError
+from dig_rl.layers import build, read_toml
 
 EditKind = Literal["color", "shape", "size", "material", "add", "remove"]
 

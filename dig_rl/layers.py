@@ -1,0 +1,122 @@
+"""Layers of TOML become one validated model; every mistake names the file, the key and the nearest known key."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from dig_rl.durable import read_json_object
+from dig_rl.errors import ConfigError
+
+S = TypeVar("S", bound=BaseModel)
+
+
+def read_layers(paths: Sequence[str | Path], overrides: Sequence[str]) -> dict[str, Any]:
+    """Merge files from left to right, then `section.key=value` overrides; tables merge, everything else is replaced."""
+    merged: dict[str, Any] = {}
+    for path in paths:
+        merged = _merge(merged, _read_layer(path))
+    for override in overrides:
+        merged = _merge(merged, _parse_override(override))
+    return merged
+
+
+def build(model: type[S], values: dict[str, Any], where: str) -> S:
+    """Validate `values` as `model`, turning pydantic's report into one ConfigError that names the nearest known key."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = [_describe(problem, model) for problem in error.errors()]
+        raise ConfigError(f"config from {where} is not valid:\n  " + "\n  ".join(lines)) from None
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Parse one TOML file, naming it in every error."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no config file at {path}; name an existing TOML file with CONFIG=") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read the config file {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def differing_keys(saved: dict[str, Any], current: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ, as `key: saved -> current`."""
+    lines = []
+    for key in sorted(saved.keys() | current.keys()):
+        old, new = saved.get(key), current.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += differing_keys(old, new, f"{prefix}{key}.")
+        elif old != new:
+            lines.append(f"{prefix}{key}: {json.dumps(old)} -> {json.dumps(new)}")
+    return lines
+
+
+def _read_layer(path: str | Path) -> dict[str, Any]:
+    if Path(path).suffix != ".json":
+        return read_toml(path)
+    saved = read_json_object(Path(path), "restore it, or name a TOML file with CONFIG=")
+    if saved is None:
+        raise ConfigError(f"no config file at {path}; name an existing file with CONFIG=")
+    return saved
+
+
+def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        both_tables = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both_tables else value
+    return merged
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    key, equals, raw = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f'SET takes "section.key=value", found "{text}"')
+    try:
+        parsed = tomllib.loads(f"value = {raw}")
+    except tomllib.TOMLDecodeError:
+        parsed = {}
+    # A line break could begin further keys, which would then be dropped in silence.
+    value: Any = parsed["value"] if parsed.keys() == {"value"} else raw
+    for part in reversed(key.strip().split(".")):
+        value = {part: value}
+    return value
+
+
+def _describe(problem: Any, model: type[BaseModel]) -> str:
+    path = [str(part) for part in problem["loc"]]
+    name = ".".join(path) or "config"
+    if problem["type"] != "extra_forbidden":
+        found = "" if isinstance(problem.get("input"), dict) else f", found {problem.get('input')!r}"
+        return f"{name}: {problem['msg'].removeprefix('Value error, ')}{found}"
+    known = _known_keys(model, path)
+    siblings = [key for key in known if key.rpartition(".")[0] == ".".join(path[:-1])]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    near_sibling = difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)
+    return f"{name}: no such key; did you mean {(near_sibling or near or ['?'])[0]}?"
+
+
+def _known_keys(model: type[BaseModel], path: list[str], prefix: str = "") -> list[str]:
+    """Dotted keys of `model`; a table whose keys the user names has the one that stands in `path`."""
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        inner, below = field.annotation, f"{prefix}{name}."
+        if get_origin(inner) is UnionType:  # an optional table
+            inner = get_args(inner)[0]
+        if get_origin(inner) is dict:
+            own_name = path[below.count(".") :][:1] or ["*"]
+            inner, below = get_args(inner)[1], f"{below}{own_name[0]}."
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            keys += _known_keys(inner, path, below)
+    return keys
