@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from dig_rl.layers import build, read_layers
 from dig_rl.types import BoxTarget
@@ -133,6 +133,23 @@ class RolloutConfig(_Section):
     """Options of `vllm.LLM`, passed through."""
 
 
+class LoraConfig(_Section):
+    """Low-rank adapters (peft) in place of full weights."""
+
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    """The adapter's product is multiplied by alpha / rank."""
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Last parts of the names of the modules that get one; by default every projection of the text model."""
+
+    @field_validator("targets")
+    @classmethod
+    def _head_stays_plain(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
+        if "lm_head" in targets:
+            raise ValueError("lm_head cannot get an adapter: log-probabilities are taken from its weight directly")
+        return targets
+
+
 class LearnerConfig(_Section):
     """The update with DeepSpeed; docs/algorithms.md has the equation and source of every choice."""
 
@@ -171,9 +188,18 @@ class LearnerConfig(_Section):
     """token_truncate: upper bound of the token-wise importance weight learner / rollout."""
     importance_band: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0)]] = (0.99, 1.01)
     """geometric_mask: completions whose geometric mean ratio lies outside are left out of the policy term."""
+    freeze: tuple[Literal["vision", "projector"], ...] = ()
+    """Parts that are not trained: the vision tower, and what turns its features into image tokens."""
+    lora: LoraConfig | None = None
+    """A table here trains adapters alone; the reference is then the policy without them."""
     micro_batch_tokens: int = Field(8192, ge=1)
-    """Padded tokens (prompt and completion) of one forward pass."""
-    logprob_chunk_tokens: int = Field(1024, ge=1)
+    """Padded tokens (prompts and completions) of one forward pass."""
+    shared_prefix: bool = True
+    """Compute a group's prompt and images once; false repeats them for every completion, to compare."""
+    attention: Literal["auto", "sdpa", "flex_attention"] = "auto"
+    """Of the text model: dense masks, or block-sparse ones with all groups of a pass in one row. auto takes
+    flex_attention on GPUs."""
+    logprob_chunk_tokens: int = Field(256, ge=1)
     """Completion tokens whose logits exist at one time."""
     gradient_checkpointing: bool = False
     num_ranks: int = Field(1, ge=1)
@@ -187,14 +213,21 @@ class LearnerConfig(_Section):
     dig-rl fills in."""
 
     @property
+    def uses_flex_attention(self) -> bool:
+        """What `attention` comes down to on this learner's devices."""
+        return self.attention == "flex_attention" or (self.attention == "auto" and self.num_gpus > 0)
+
+    @property
     def lr_is_ours(self) -> bool:
         """Whether `lr` is what the optimiser uses: no table of DeepSpeed's own decides on it."""
         return not self.deepspeed.keys() & {"optimizer", "scheduler"}
 
     @model_validator(mode="after")
-    def _bounds_are_ordered(self) -> LearnerConfig:
+    def _is_consistent(self) -> LearnerConfig:
         if self.dual_clip is not None and self.dual_clip <= 1 + self.clip_high:
             raise ValueError(f"dual_clip ({self.dual_clip:g}) must be above 1 + clip_high ({1 + self.clip_high:g})")
+        if self.attention == "flex_attention" and self.num_gpus == 0:
+            raise ValueError("attention = flex_attention has no backward pass on CPUs; set learner.num_gpus, or sdpa")
         if self.importance_band[0] > self.importance_band[1]:
             raise ValueError(f"importance_band must be [lowest, highest], found {list(self.importance_band)}")
         return self

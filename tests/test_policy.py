@@ -14,16 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedTokenizerBase
 
-from dig_rl.algo.batch import pack_group
 from dig_rl.config import Config, load_config
 from dig_rl.errors import ConfigError, DataError, PolicyError
 from dig_rl.policy.build import ANSWER_PIECES, SPECIAL_TOKENS, SmallPolicyConfig, build_processor
 from dig_rl.policy.load import VISION_TOKENS, check_token_budget, load_frontend, load_model
 from dig_rl.policy.scorer import PolicyScorer
+from dig_rl.policy.trainable import prepare_for_training
 from dig_rl.prompts import format_answer, instruction
 from dig_rl.types import Example
+from tests.groups import make_group, make_pair
 from tests.qwen2_5 import build_tiny_qwen2_5
-from tests.test_batch import make_group, make_pair, separate_logprobs
+from tests.test_packing import one_by_one, rows_of_a_batch
 
 
 def config_of(folder: Path, *more: str) -> Config:
@@ -263,12 +264,18 @@ def test_qwen2_5_prompt_length_is_what_encoding_gives(qwen2_5: Path, tmp_path: P
     assert frontend.encode(make_pair(tmp_path, size))["input_ids"].shape[1] == frontend.num_prompt_tokens(size)
 
 
+def test_adapters_for_modules_that_do_not_exist_name_them(random_policy: Path) -> None:
+    config = config_of(random_policy, 'learner.lora={targets=["query"]}')
+    with pytest.raises(ConfigError, match=r"learner.lora.targets = \['query'\] names no module of Qwen3VLFor"):
+        prepare_for_training(load_model(config.policy), config)
+
+
 def test_qwen2_5_packed_values_equal_separate_ones(qwen2_5: Path, tmp_path: Path) -> None:
     config = config_of(qwen2_5, "rollout.temperature=0.7")
     frontend = load_frontend(config.policy, "union")
     scorer = PolicyScorer(load_model(config.policy), frontend, config)
     group = make_group(frontend, make_pair(tmp_path, (96, 64)), [5, 12, 1])
     with torch.no_grad():
-        packed = scorer(pack_group(group)).logprobs_N
-        separate = separate_logprobs(scorer, frontend, group, 0.7)
+        packed = rows_of_a_batch(scorer, frontend, [group, group])
+        separate = one_by_one(scorer, frontend, [group, group])
     torch.testing.assert_close(packed, separate, atol=1e-5, rtol=0)

@@ -34,7 +34,8 @@ def test_the_loss_of_the_warmed_up_policy_is_below_that_of_its_start(
     import numpy as np
     import torch
 
-    from dig_rl.algo.batch import TrainingGroup, pack_group
+    from dig_rl.algo.batch import TrainingGroup
+    from dig_rl.algo.packing import pack
     from dig_rl.boxes import px_to_unit
     from dig_rl.data import load_examples
     from dig_rl.policy.load import load_frontend, load_model
@@ -57,7 +58,8 @@ def test_the_loss_of_the_warmed_up_policy_is_below_that_of_its_start(
             prompt = tuple(frontend.encode(example)["input_ids"][0].tolist())
             group = TrainingGroup(example, prompt, (answer,), ((0.0,) * len(answer),), (1.0,))
             with torch.no_grad():
-                values += (-scorer(pack_group(group)).logprobs_N).tolist()
+                packed = pack([group])
+                values += (-scorer(packed, scorer.encode(packed)).logprobs_N).tolist()
         losses.append(sum(values) / len(values))
     before, after = losses
     assert before > 5  # hardly better than guessing among 450 tokens: log 450 = 6.1

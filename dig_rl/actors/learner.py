@@ -20,14 +20,17 @@ import torch
 import torch.distributed as dist
 
 from dig_rl.algo.aggregation import aggregate
-from dig_rl.algo.batch import MiniBatch, PackedGroup, TrainingGroup, pack_group, split_by_tokens
-from dig_rl.algo.loss import TokenLogprobs, policy_loss
+from dig_rl.algo.batch import MiniBatch, TrainingGroup, select_completions
+from dig_rl.algo.logprobs import TokenLogprobs
+from dig_rl.algo.loss import policy_loss
+from dig_rl.algo.packing import PackedBatch, micro_batches, pack
 from dig_rl.algo.statistics import UpdateStatistics, reduce_statistics
 from dig_rl.config import Config
 from dig_rl.errors import CheckpointError
 from dig_rl.extension_lock import remove_stale_locks
 from dig_rl.policy.load import load_frontend, load_model
 from dig_rl.policy.scorer import PolicyScorer
+from dig_rl.policy.trainable import merged_parameters, merged_value, prepare_for_training, without_adapters
 
 WEIGHT_BUCKET_BYTES = 256 << 20
 """Weights travel to the rollout workers in parts of about this size."""
@@ -37,7 +40,7 @@ WEIGHT_BUCKET_BYTES = 256 << 20
 class _Pass:
     """One forward and backward pass, and what stays fixed over all updates of a rollout batch."""
 
-    packed: PackedGroup
+    packed: PackedBatch
     counts: bool
     """Whether it is learned from; otherwise it only keeps this rank in step with the others."""
     logprobs_old_N: torch.Tensor | None = None
@@ -78,18 +81,27 @@ class Learner:
         config, world_size = self._config, self._world_size
         _join_process_group(self._rank, world_size, master)
         self._frontend = load_frontend(config.policy, config.data.box_target)
-        model = load_model(config.policy)
+        flex = config.learner.uses_flex_attention
+        model = prepare_for_training(load_model(config.policy, flex_attention=flex), config)
         if config.learner.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        scorer = PolicyScorer(model.train(), self._frontend, config)
+        scorer = PolicyScorer(model, self._frontend, config)
         self._engine, *_ = deepspeed.initialize(
             model=scorer,
             model_parameters=[parameter for parameter in scorer.parameters() if parameter.requires_grad],
             config=_deepspeed_options(config, world_size),
         )
-        if config.learner.kl_coef > 0:
-            reference = PolicyScorer(load_model(config.policy), self._frontend, config).requires_grad_(False)
+        weight = scorer.head.weight_VH
+        if hasattr(weight, "ds_id"):  # ZeRO-3 gathers a weight for the module that owns it, and for those it is told of
+            deepspeed.zero.register_external_parameter(scorer.head, weight)
+        if config.learner.kl_coef > 0 and config.learner.lora is None:
+            frozen = load_model(config.policy, flex_attention=flex)
+            reference = PolicyScorer(frozen, self._frontend, config).requires_grad_(False)
             self._reference = reference.to(self._engine.device)
+
+    @property
+    def _module(self) -> PolicyScorer:
+        return self._engine.module
 
     def engine_name(self) -> str:
         """Name and version of the engine."""
@@ -97,7 +109,7 @@ class Learner:
 
     def model_card(self) -> dict[str, Any]:
         """Device, architecture and number of parameters."""
-        model = self._engine.module.model
+        model = self._module.model
         count = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
         return {"device": device, "parameters": count, "architecture": type(model).__name__}
@@ -116,8 +128,9 @@ class Learner:
         num_updates = self._config.learner.num_epochs * len(minibatches)
         if num_updates > 1:
             for one_pass in chain.from_iterable(passes):
+                packed = one_pass.packed
                 with torch.no_grad():
-                    one_pass.logprobs_old_N = self._engine(one_pass.packed).logprobs_N
+                    one_pass.logprobs_old_N = self._engine(packed, self._module.encode(packed)).logprobs_N
         statistics, grad_norms = UpdateStatistics(), []
         for _ in range(self._config.learner.num_epochs):
             for minibatch, its_passes in zip(minibatches, passes, strict=True):
@@ -136,7 +149,7 @@ class Learner:
 
     def configure(self, *, temperature: float, lr: float | None) -> None:
         """Go on at another sampling temperature and learning rate; None leaves the rate to DeepSpeed's own tables."""
-        for scorer in (self._engine.module, self._reference):
+        for scorer in (self._module, self._reference):
             if scorer is not None:
                 scorer.temperature = temperature
         if lr is not None:
@@ -146,7 +159,8 @@ class Learner:
     @torch.no_grad()
     def logprobs(self, group: TrainingGroup) -> list[list[float]]:
         """Log-probabilities of each completion's tokens under the current weights."""
-        values = self._engine(pack_group(group)).logprobs_N.tolist()
+        packed = pack([group], one_row=self._config.learner.uses_flex_attention)
+        values = self._engine(packed, self._module.encode(packed)).logprobs_N.tolist()
         rows = iter(values)
         return [[next(rows) for _ in completion] for completion in group.completion_token_ids]
 
@@ -201,11 +215,11 @@ class Learner:
 
     def _accumulate(self, one_pass: _Pass, minibatch: MiniBatch, statistics: UpdateStatistics) -> None:
         packed = one_pass.packed
-        current: TokenLogprobs = self._engine(packed)
+        encoded = self._module.encode(packed)
+        if self._config.learner.kl_coef > 0 and one_pass.logprobs_ref_N is None:
+            one_pass.logprobs_ref_N = self._reference_logprobs(packed, encoded)
+        current: TokenLogprobs = self._engine(packed, encoded)
         device = current.logprobs_N.device
-        if self._reference is not None and one_pass.logprobs_ref_N is None:
-            with torch.no_grad():
-                one_pass.logprobs_ref_N = self._reference(packed).logprobs_N
         if one_pass.logprobs_old_N is None:  # nothing has been learned from this batch yet
             one_pass.logprobs_old_N = current.logprobs_N.detach()
         terms = policy_loss(
@@ -231,30 +245,41 @@ class Learner:
         if one_pass.counts:
             statistics.add(terms, current.entropy_N, float(loss.detach()))
 
+    @torch.no_grad()
+    def _reference_logprobs(self, packed: PackedBatch, encoded: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+        if self._reference is not None:
+            return self._reference(packed, encoded).logprobs_N
+        with without_adapters(self._module.model):
+            return self._engine(packed, encoded).logprobs_N
+
     def _passes(self, groups: Sequence[TrainingGroup]) -> list[_Pass]:
-        """Cut groups under the token budget, and give every rank the same number of passes.
+        """Deal groups to passes under the token budget, and give every rank the same number of passes.
 
         With fewer passes on one rank, a gathering of weights would wait for ever.
         """
-        parts = [part for group in groups for part in split_by_tokens(group, self._config.learner.micro_batch_tokens)]
+        learner = self._config.learner
+        one_row = learner.uses_flex_attention
+        batches = micro_batches(
+            groups, max_tokens=learner.micro_batch_tokens, shared_prefix=learner.shared_prefix, one_row=one_row
+        )
         everything: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everything, (len(parts), parts[:1]))
+        dist.all_gather_object(everything, (len(batches), groups[:1]))
         longest = max(length for length, _ in everything)
-        filler = next(first[0] for _, first in everything if first)
-        missing = [_Pass(pack_group(filler), counts=False) for _ in range(longest - len(parts))]
-        return [_Pass(pack_group(part), counts=True) for part in parts] + missing
+        filler = select_completions(next(first[0] for _, first in everything if first), [0])
+        missing = [_Pass(pack([filler], one_row=one_row), counts=False) for _ in range(longest - len(batches))]
+        return [_Pass(pack(batch, one_row=one_row), counts=True) for batch in batches] + missing
 
     def _named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        model = self._engine.module.model
+        model = self._module.model
         dtype = getattr(torch, self._config.policy.dtype)
         tied = set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.tie_word_embeddings else set()
-        for name, parameter in model.named_parameters():
+        for name, parts, adapter in merged_parameters(model):
             if name in tied:
                 continue
             # ZeRO-3 keeps a part of each parameter on each rank.
-            is_partitioned = hasattr(parameter, "ds_id")
-            with deepspeed.zero.GatheredParameters([parameter]) if is_partitioned else contextlib.nullcontext():
-                yield name, parameter.detach().to("cpu", dtype, copy=True)
+            is_partitioned = hasattr(parts[0], "ds_id")
+            with deepspeed.zero.GatheredParameters(parts) if is_partitioned else contextlib.nullcontext():
+                yield name, merged_value(parts, adapter).to("cpu", dtype, copy=True)
 
 
 def _join_process_group(rank: int, world_size: int, master: tuple[str, int]) -> None:

@@ -1,65 +1,15 @@
-"""The objective on completion tokens, and the log-probabilities it is made of.
-
-Shapes: N completion tokens, H hidden width, V vocabulary.
-"""
+"""The objective on completion tokens. Shapes: N completion tokens."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from dig_rl.algo.aggregation import completion_means
 from dig_rl.algo.importance import Importance, importance_weights
 from dig_rl.algo.kl import estimate_kl
 from dig_rl.config import LearnerConfig
-
-
-@dataclass(frozen=True)
-class TokenLogprobs:
-    """Of N completion tokens."""
-
-    logprobs_N: torch.Tensor
-    """float32, natural logarithm."""
-    entropy_N: torch.Tensor
-    """float32, nats, without gradient."""
-
-
-def token_logprobs(
-    hidden_NH: torch.Tensor,
-    target_N: torch.Tensor,
-    lm_head: torch.nn.Module,
-    *,
-    logit_bias_V: torch.Tensor,
-    temperature: float,
-    chunk_tokens: int,
-) -> TokenLogprobs:
-    """Log-probabilities of the target tokens under the distribution that the sampler drew from.
-
-    Logits exist for one chunk at a time and are recomputed in the backward pass, so a full `[N, V]` never does.
-
-    Args:
-        hidden_NH: hidden states that predict each token.
-        target_N: int64 token ids.
-        lm_head: module from `[n, H]` to `[n, V]`.
-        logit_bias_V: added to the logits, as the sampler does for banned tokens.
-        temperature: the sampler's temperature.
-        chunk_tokens: tokens a chunk.
-    """
-
-    def one_chunk(hidden: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = (lm_head(hidden).float() + logit_bias_V) / temperature
-        logprobs = torch.log_softmax(logits, dim=-1)
-        with torch.no_grad():
-            entropy = -(logprobs.exp() * logprobs).sum(-1)
-        return logprobs.gather(-1, target[:, None])[:, 0], entropy
-
-    parts = [
-        checkpoint(one_chunk, hidden, target, use_reentrant=False)
-        for hidden, target in zip(hidden_NH.split(chunk_tokens), target_N.split(chunk_tokens), strict=True)
-    ]
-    return TokenLogprobs(torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,15 @@ import torch
 from jinja2 import TemplateError
 from PIL import Image
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from dig_rl.config import Config, PolicyConfig
@@ -32,6 +40,11 @@ VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", IMAGE_M
 
 BAN_BIAS = -100.0
 """Added to the logits of banned tokens by sampler and learner alike; vLLM clamps a bias to this size."""
+
+
+# A name with "flex_attention" in it is refused for Qwen3-VL, for masks that transformers makes; ours come ready made.
+FLEX_ATTENTION = "flex_with_ready_masks"
+AttentionInterface.register(FLEX_ATTENTION, flex_attention_forward)
 
 
 @dataclass(frozen=True)
@@ -119,8 +132,12 @@ def load_frontend(policy: PolicyConfig, box_target: BoxTarget) -> PolicyFrontend
     )
 
 
-def load_model(policy: PolicyConfig) -> PreTrainedModel:
+def load_model(policy: PolicyConfig, *, flex_attention: bool = False) -> PreTrainedModel:
     """Open the weights of a policy in its compute type.
+
+    Args:
+        policy: folder or hub name, and type.
+        flex_attention: whether the text model takes block-sparse masks; the vision tower never does.
 
     Raises:
         PolicyError: the folder is missing, is not a vision-language policy, or lacks weights.
@@ -129,7 +146,7 @@ def load_model(policy: PolicyConfig) -> PreTrainedModel:
         AutoModelForImageTextToText,
         policy,
         dtype=getattr(torch, policy.dtype),
-        attn_implementation="sdpa",
+        attn_implementation={"": "sdpa", "text_config": FLEX_ATTENTION if flex_attention else "sdpa"},
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # refused below, with names
     )
@@ -141,6 +158,11 @@ def load_model(policy: PolicyConfig) -> PreTrainedModel:
             f"first {unusable[0]}; config.json and the weight files must come from one model"
         )
     return model.eval()
+
+
+def uses_flex_attention(model: PreTrainedModel) -> bool:
+    """Whether the text model was loaded with FlexAttention."""
+    return model.config.get_text_config()._attn_implementation == FLEX_ATTENTION
 
 
 def load_images(example: Example) -> tuple[Image.Image, Image.Image]:

@@ -1,67 +1,79 @@
-"""A policy as the learner runs it: a packed group in, log-probabilities of its completion tokens out."""
+"""A policy as the learner runs it: packed groups in, log-probabilities of their completion tokens out."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedModel
 
-from dig_rl.algo.batch import PackedGroup, packed_positions, tree_mask
-from dig_rl.algo.loss import TokenLogprobs, token_logprobs
+from dig_rl.algo.logprobs import LogprobHead, TokenLogprobs
+from dig_rl.algo.packing import PackedBatch, packed_positions, tree_block_mask, tree_mask
 from dig_rl.config import Config
 from dig_rl.errors import PolicyError
-from dig_rl.policy.load import BAN_BIAS, PolicyFrontend
+from dig_rl.policy.load import BAN_BIAS, PolicyFrontend, uses_flex_attention
 
 
 class PolicyScorer(torch.nn.Module):
-    """Wraps a Qwen-VL model so that a DeepSpeed engine's forward is a completion's log-probabilities."""
-
-    logit_bias_V: torch.Tensor
+    """Wraps a Qwen-VL model so that a DeepSpeed engine's forward is the log-probabilities of completions."""
 
     def __init__(self, model: PreTrainedModel, frontend: PolicyFrontend, config: Config) -> None:
         super().__init__()
         self.model = model
         self._frontend = frontend
         self.temperature = config.rollout.temperature
-        self._chunk_tokens = config.learner.logprob_chunk_tokens
         bias = torch.zeros(model.config.get_text_config().vocab_size)
         bias[list(frontend.banned_token_ids)] = BAN_BIAS
-        self.register_buffer("logit_bias_V", bias, persistent=False)
+        self.head = LogprobHead(model.lm_head, bias, config.learner.logprob_chunk_tokens)
 
-    def forward(self, packed: PackedGroup) -> TokenLogprobs:
-        """Log-probabilities and entropies of a packed group's completion tokens.
+    def encode(self, packed: PackedBatch) -> list[dict[str, torch.Tensor]]:
+        """Prompt and pixels of each group's pair, as `PolicyFrontend.encode`; policy and reference can share them.
 
         Raises:
-            PolicyError: the prompt does not tokenise to what the sampler used; then the two saw different images.
+            DataError: an image cannot be read.
+            PolicyError: a prompt does not tokenise to what the sampler used; then the two saw different images.
         """
-        device = self.logit_bias_V.device
-        encoded = self._frontend.encode(packed.example)
-        prompt_ids = encoded["input_ids"][0]
-        if not torch.equal(prompt_ids, packed.token_ids_L[: packed.num_prompt_tokens]):
-            raise PolicyError(
-                f"pair {packed.example.pair_id}: the learner's prompt has {len(prompt_ids)} tokens, the sampler's "
-                f"{packed.num_prompt_tokens}, or they differ: both must use one policy folder and one resize rule"
-            )
-        positions_3P = self._prompt_positions(encoded)
-        hidden_1LH = self.model.model(
-            input_ids=packed.token_ids_L[None].to(device),
-            attention_mask=tree_mask(packed.segment_L, packed.offset_L).to(device),
-            position_ids=packed_positions(positions_3P, packed).to(device),
-            pixel_values=encoded["pixel_values"].to(device, self.model.dtype),
-            image_grid_thw=encoded["image_grid_thw"].to(device),
+        encoded = []
+        for group in packed.groups:
+            pair = self._frontend.encode(group.example)
+            found, expected = pair["input_ids"][0].tolist(), group.prompt_token_ids
+            if tuple(found) != expected:
+                raise PolicyError(
+                    f"pair {group.example.pair_id}: the learner's prompt has {len(found)} tokens, the sampler's "
+                    f"{len(expected)}, or they differ: both must use one policy folder and one resize rule"
+                )
+            encoded.append(pair)
+        return encoded
+
+    def forward(self, packed: PackedBatch, encoded: Sequence[dict[str, torch.Tensor]]) -> TokenLogprobs:
+        """Log-probabilities and entropies of the completion tokens.
+
+        Args:
+            packed: the groups.
+            encoded: what `encode` made of them.
+        """
+        device = self.head.logit_bias_V.device
+        positions_3BL = packed_positions([self._prompt_positions(pair) for pair in encoded], packed)
+        hidden_BLH = self.model.model(
+            input_ids=packed.token_ids_BL.to(device),
+            attention_mask=self._mask(packed, device),
+            position_ids=positions_3BL.to(device),
+            pixel_values=torch.cat([pair["pixel_values"] for pair in encoded]).to(device, self.model.dtype),
+            image_grid_thw=torch.cat([pair["image_grid_thw"] for pair in encoded]).to(device),
             use_cache=False,
         ).last_hidden_state
-        return token_logprobs(
-            hidden_1LH[0, packed.predictor_N.to(device)],
-            packed.target_N.to(device),
-            self.model.lm_head,
-            logit_bias_V=self.logit_bias_V,
-            temperature=self.temperature,
-            chunk_tokens=self._chunk_tokens,
-        )
+        predicting_NH = hidden_BLH.flatten(0, 1)[packed.predictor_N.to(device)]
+        return TokenLogprobs(*self.head(predicting_NH, packed.target_N.to(device), self.temperature))
 
-    def _prompt_positions(self, encoded: dict[str, torch.Tensor]) -> torch.Tensor:
-        options = {"mm_token_type_ids": encoded["mm_token_type_ids"]} if "mm_token_type_ids" in encoded else {}
+    def _mask(self, packed: PackedBatch, device: torch.device) -> torch.Tensor | BlockMask:
+        if uses_flex_attention(self.model):
+            return tree_block_mask(packed, device)
+        return tree_mask(packed).to(device)
+
+    def _prompt_positions(self, pair: dict[str, torch.Tensor]) -> torch.Tensor:
+        options = {"mm_token_type_ids": pair["mm_token_type_ids"]} if "mm_token_type_ids" in pair else {}
         positions_31P, _ = self.model.model.get_rope_index(
-            encoded["input_ids"], image_grid_thw=encoded["image_grid_thw"], **options
+            pair["input_ids"], image_grid_thw=pair["image_grid_thw"], **options
         )
         return positions_31P[:, 0]

@@ -1,0 +1,85 @@
+"""What of a policy is trained: all of it, all but frozen parts, or low-rank adapters beside frozen weights.
+
+Adapters are peft's. Outside of the learner nobody knows of them: weights leave it merged, under Hugging Face names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft.tuners.lora import Linear as LoraLinear
+from transformers import PreTrainedModel
+
+from dig_rl.config import Config
+from dig_rl.errors import ConfigError
+
+PROJECTOR_PARTS = ("merger.", "deepstack_merger_list.")
+"""Modules of Qwen's vision tower that turn its features into image tokens."""
+
+
+def prepare_for_training(model: PreTrainedModel, config: Config) -> PreTrainedModel:
+    """Freeze what is not trained, and add adapters if asked for; the seed fixes how these begin, on every rank alike.
+
+    Raises:
+        ConfigError: no module carries a name of `learner.lora.targets`.
+    """
+    learner = config.learner
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(part_of(name) not in learner.freeze)
+    if learner.lora is not None:
+        lora = learner.lora
+        peft_config = PeftLoraConfig(
+            r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), init_lora_weights=True
+        )
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(config.seed)
+                model.add_adapter(peft_config)
+        except ValueError as error:
+            raise ConfigError(
+                f"learner.lora.targets = {list(lora.targets)} names no module of {type(model).__name__}: {error}"
+            ) from None
+    return model.train()
+
+
+def part_of(name: str) -> str:
+    """`vision`, `projector` or `text`: the part of a Qwen-VL model that a parameter belongs to, by its name."""
+    _, in_vision, rest = name.partition("visual.")
+    if not in_vision:
+        return "text"
+    return "projector" if rest.startswith(PROJECTOR_PARTS) else "vision"
+
+
+@contextlib.contextmanager
+def without_adapters(model: PreTrainedModel) -> Iterator[None]:
+    """The model as it was before adapters were added."""
+    model.disable_adapters()
+    try:
+        yield
+    finally:
+        model.enable_adapters()
+
+
+def merged_parameters(model: PreTrainedModel) -> Iterator[tuple[str, list[torch.nn.Parameter], LoraLinear | None]]:
+    """Every weight of the plain model: its Hugging Face name, the parameters it is made of, and its adapter if any."""
+    for module_name, module in model.named_modules():
+        if isinstance(module, LoraLinear):
+            adapter = [layer["default"].weight for layer in (module.lora_A, module.lora_B)]
+            for name, parameter in module.base_layer.named_parameters():
+                is_adapted = name == "weight"
+                parts = [parameter, *adapter] if is_adapted else [parameter]
+                yield f"{module_name}.{name}", parts, module if is_adapted else None
+        elif ".base_layer" not in f".{module_name}" and ".lora_" not in f".{module_name}":
+            for name, parameter in module.named_parameters(recurse=False):
+                yield f"{module_name}.{name}".lstrip("."), [parameter], None
+
+
+def merged_value(parts: list[torch.nn.Parameter], adapter: LoraLinear | None) -> torch.Tensor:
+    """A weight with its adapter added in; parts that ZeRO has spread must be gathered."""
+    base = parts[0].detach()
+    if adapter is None:
+        return base
+    return base + adapter.get_delta_weight("default").detach().to(base.dtype)
