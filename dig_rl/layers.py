@@ -100,10 +100,13 @@ def _describe(problem: Any, model: type[BaseModel]) -> str:
         found = "" if isinstance(problem.get("input"), dict) else f", found {problem.get('input')!r}"
         return f"{name}: {problem['msg'].removeprefix('Value error, ')}{found}"
     known = _known_keys(model, path)
-    siblings = [key for key in known if key.rpartition(".")[0] == ".".join(path[:-1])]
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    near_sibling = difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)
-    return f"{name}: no such key; did you mean {(near_sibling or near or ['?'])[0]}?"
+    table = name.rpartition(".")[0]
+    siblings = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == table}
+    near = [siblings[key] for key in difflib.get_close_matches(path[-1], siblings, n=1, cutoff=0.6)]
+    near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+    if near:
+        return f"{name}: no such key; did you mean {near[0]}?"
+    return f"{name}: no such key; {table or 'the config'} has {', '.join(siblings)}"
 
 
 def _known_keys(model: type[BaseModel], path: list[str], prefix: str = "") -> list[str]:

@@ -109,7 +109,6 @@ def test_a_set_value_that_goes_on_with_other_keys_is_a_plain_string(text: str) -
     ("override", "nearest"),
     [
         ("learner.lrr=1", "learner.lr"),
-        ("learner.learning_rate=1", "learner.lr"),
         ("leaner.lr=1", "learner"),
         ("rollout.groupsize=4", "rollout.group_size"),
         ("sed=1", "seed"),
@@ -224,3 +223,7 @@ def test_a_config_cannot_be_changed() -> None:
 def test_the_saved_copy_reads_back_as_the_same_config() -> None:
     config = load_config([ROOT / "launch/configs/demo.toml"], ["rollout.vllm.x={a = [1, 2]}"])
     assert Config.model_validate_json(config.model_dump_json()) == config
+
+
+def test_an_unknown_key_that_resembles_none_shows_what_the_table_has() -> None:
+    assert "learner.learning_rate: no such key; learner has lr, weight_decay, " in mistake("learner.learning_rate=1")
