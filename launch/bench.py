@@ -16,12 +16,22 @@ from dig_rl.durable import write_durably
 from dig_rl.errors import ConfigError
 from launch.benchmarks.measurement import Measurement, Request
 from launch.benchmarks.scoring import pool_over_scorer, score_share_of_step, score_us_per_completion
+from launch.benchmarks.training import (
+    peak_logprob_mib,
+    samples_per_s_vs_trl,
+    shared_prefix_vs_plain,
+    step_over_pure_compute,
+)
 from launch.terminal import end_with_message
 
 BENCHMARKS: dict[str, Callable[[Request], Measurement]] = {
     "score_us_per_completion": score_us_per_completion,
     "pool_over_scorer": pool_over_scorer,
     "score_share_of_step": score_share_of_step,
+    "samples_per_s_vs_trl": samples_per_s_vs_trl,
+    "step_over_pure_compute": step_over_pure_compute,
+    "shared_prefix_vs_plain": shared_prefix_vs_plain,
+    "peak_logprob_mib": peak_logprob_mib,
 }
 
 
