@@ -87,6 +87,7 @@ class CyclesStage:
         cycles.max_bounces, cycles.filter_width = (0, 0.01) if isolated else (3, 1.5)
         for light in self.lights:
             light.data.use_shadow = not isolated
+            light.data.cycles.use_multiple_importance_sampling = not isolated  # its rays are blocked all the same
         return self._render(request["output"])
 
     def _arrange(self, request: dict[str, Any], only: int | None) -> None:
