@@ -21,7 +21,7 @@ NAMED_RUN = $(if $(filter-out file,$(origin RUN)),--run '$(RUN)')
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-blender doctor demo data policy warmup train eval report reward-test reward-report \
-	bench submit tensorboard test test-fast test-long test-pins lint clean need-python
+	bench bench-long submit tensorboard test test-fast test-long test-pins lint clean need-python
 
 help: ## list every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -45,9 +45,9 @@ doctor: setup ## versions, devices, memory, and whether they fit CONFIG=
 demo: setup setup-blender ## the whole thing, small: render, train through three stages, evaluate, report
 	@$(PY) -m launch.demo $(SETTINGS)
 
-data: setup setup-blender ## render image pairs: CONFIG= OUT= COUNT= WORKERS=
-	@$(PY) -m launch.data $(NAMED_CONFIG) \
-	  $(call option,--out,$(OUT)) $(call option,--count,$(COUNT)) $(call option,--workers,$(WORKERS))
+data: setup setup-blender ## render image pairs: CONFIG= OUT= COUNT= WORKERS= RAY=host:port|auto|local
+	@$(PY) -m launch.data $(NAMED_CONFIG) $(call option,--out,$(OUT)) \
+	  $(call option,--count,$(COUNT)) $(call option,--workers,$(WORKERS)) $(call option,--ray,$(RAY))
 
 policy: setup ## build a small policy with random weights: CONFIG= OUT=
 	@$(PY) -m launch.policy $(NAMED_CONFIG) $(call option,--out,$(OUT))
@@ -73,6 +73,9 @@ reward-report: setup ## what a reward pays scripted policies, and where it pays 
 
 bench: setup setup-blender ## our speed against named alternatives, into runs/bench: ONLY="names" RUN=
 	@$(PY) -m launch.bench $(if $(ONLY),--only $(call quote,$(ONLY))) $(NAMED_RUN)
+
+bench-long: setup setup-blender ## figures that take many minutes each, into runs/bench: ONLY="names"
+	@$(PY) -m launch.bench --long $(if $(ONLY),--only $(call quote,$(ONLY)))
 
 submit: setup ## send a run to a cluster: CONFIG= RUN= SET= TARGET=ray|slurm NODES= DRY_RUN=1
 	@$(PY) -m launch.submit --target '$(TARGET)' $(call option,--nodes,$(NODES)) $(if $(DRY_RUN),--dry-run) \
