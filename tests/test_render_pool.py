@@ -78,7 +78,9 @@ def ray_here() -> Iterator[None]:
 
     from dig_rl.actors import render_pool
 
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     render_pool.connect("local", 4)
+    assert signal.getsignal(signal.SIGTERM) is on_sigterm  # Ray puts a handler of its own, which ends without a word
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(render_pool, "connect", lambda address, num_slots: None)
         patch.setattr(render_pool.ray, "shutdown", lambda: None)
