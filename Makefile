@@ -25,7 +25,7 @@ ON_DATA = $(call option,--data,$(DATA)) $(call option,--split,$(SPLIT)) $(call o
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-blender doctor demo data policy warmup train eval compare report reward-test reward-report \
-	curriculum-preview bench submit tensorboard test test-fast test-long test-pins lint clean need-python
+	curriculum-preview bench bench-long submit tensorboard test test-fast test-long test-pins lint clean need-python
 
 help: ## list every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -51,9 +51,9 @@ demo: setup setup-blender ## the whole thing, small: render, train through three
 
 # A recipe with renderer = "numpy" needs no Blender.
 WITHOUT_BLENDER = $(shell grep -qsE '^renderer *= *"numpy"' $(call quote,$(CONFIG)) && echo yes)
-data: setup $(if $(WITHOUT_BLENDER),,setup-blender) ## render image pairs: CONFIG= OUT= COUNT= WORKERS=
-	@$(PY) -m launch.data $(NAMED_CONFIG) \
-	  $(call option,--out,$(OUT)) $(call option,--count,$(COUNT)) $(call option,--workers,$(WORKERS))
+data: setup $(if $(WITHOUT_BLENDER),,setup-blender) ## render image pairs: CONFIG= OUT= COUNT= WORKERS= RAY=host:port|auto|local
+	@$(PY) -m launch.data $(NAMED_CONFIG) $(call option,--out,$(OUT)) \
+	  $(call option,--count,$(COUNT)) $(call option,--workers,$(WORKERS)) $(call option,--ray,$(RAY))
 
 policy: setup ## build a small policy with random weights: CONFIG= OUT=
 	@$(PY) -m launch.policy $(NAMED_CONFIG) $(call option,--out,$(OUT))
@@ -85,6 +85,9 @@ curriculum-preview: setup ## what a curriculum would draw from the data, as tabl
 
 bench: setup setup-blender ## our speed against named alternatives, into runs/bench: ONLY="names" RUN=
 	@$(PY) -m launch.bench $(if $(ONLY),--only $(call quote,$(ONLY))) $(NAMED_RUN)
+
+bench-long: setup setup-blender ## figures that take many minutes each, into runs/bench: ONLY="names"
+	@$(PY) -m launch.bench --long $(if $(ONLY),--only $(call quote,$(ONLY)))
 
 submit: setup ## send a run to a cluster: CONFIG= RUN= SET= TARGET=ray|slurm NODES= DRY_RUN=1
 	@$(PY) -m launch.submit --target '$(TARGET)' $(call option,--nodes,$(NODES)) $(if $(DRY_RUN),--dry-run) \

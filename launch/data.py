@@ -1,4 +1,4 @@
-"""Render a data folder of image pairs: `make data CONFIG= OUT= COUNT= WORKERS=`.
+"""Render a data folder of image pairs: `make data CONFIG= OUT= COUNT= WORKERS= RAY=`.
 
 Stop it whenever you like: finished pairs are kept, and the same command goes on.
 """
@@ -12,9 +12,9 @@ import signal
 import sys
 from pathlib import Path
 
-from dig_rl.datagen.build import build_dataset
+from dig_rl.datagen.build import MakePairs, fill_folder, make_pairs_in_threads
 from dig_rl.datagen.display import BuildDisplay
-from dig_rl.datagen.recipe import load_recipe
+from dig_rl.datagen.recipe import DataRecipe, load_recipe
 from dig_rl.datagen.renderers import open_renderer
 from dig_rl.errors import DigRlError
 
@@ -28,22 +28,36 @@ def read_options() -> argparse.Namespace:
     parser.add_argument(
         "--count", type=int, help="pairs over all splits, in the recipe's proportions (default: its own)"
     )
+    parser.add_argument("--workers", type=int, help="renderers at work at one time (default: one a core)")
     parser.add_argument(
-        "--workers", type=int, default=CORES, help="renderers at work at one time (default: one a core, %(default)s)"
+        "--ray", metavar="ADDRESS", help="spread over a Ray cluster: host:port, auto, or local for a private one"
     )
     return parser.parse_args()
 
 
+def choose_makers(recipe: DataRecipe, workers: int | None, ray: str | None) -> MakePairs:
+    """Who renders: processes of this machine, or of every machine of a Ray cluster."""
+    render = functools.partial(open_renderer, recipe)
+    if ray:
+        from dig_rl.actors.render_pool import make_pairs_on_ray  # a second's import that only this needs
+
+        return functools.partial(make_pairs_on_ray, address=ray, make_renderer=render, workers=workers)
+    here = workers or CORES
+    render = functools.partial(render, threads=max(1, CORES // here))
+    return functools.partial(make_pairs_in_threads, make_renderer=render, workers=here)
+
+
 def main() -> int:
     options = read_options()
-    out, workers = options.out or Path("data") / Path(options.config).stem, max(1, options.workers)
+    out = options.out or Path("data") / Path(options.config).stem
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped like Ctrl-C
     display = BuildDisplay()
     try:
         recipe = load_recipe(options.config, options.count)
-        make = functools.partial(open_renderer, recipe, threads=max(1, CORES // workers))
+        workers = max(1, options.workers) if options.workers is not None else None
+        make_pairs = choose_makers(recipe, workers, options.ray)
         with display:
-            worked = build_dataset(recipe, out, make_renderer=make, workers=workers, on_progress=display.update)
+            worked = fill_folder(recipe, out, make_pairs, display.update)
     except KeyboardInterrupt:
         print(f"stopped with {display.state} pairs finished; the same command goes on from there", file=sys.stderr)
         return 130

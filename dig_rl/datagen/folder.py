@@ -7,6 +7,7 @@ goes.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import io
@@ -14,6 +15,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -41,10 +43,45 @@ class PairReceipt(BaseModel):
 
     record: PairRecord
     rejections: dict[str, int]
+    renderer: str
+    """Name and version of what drew it."""
     share_explained: float | None
     """Share of the changed pixels that lie in labelled boxes grown by one pixel; None when no pixel has changed."""
     sha256: dict[str, str]
     """Of each file of the pair, by its path in the data folder."""
+
+
+@dataclass(frozen=True)
+class PackedPair:
+    """A finished pair as the bytes that go into the folder, wherever it was made."""
+
+    receipt: PairReceipt
+    files: dict[str, bytes]
+    """Contents by path in the data folder."""
+
+
+def pack_pair(pair: FinishedPair, renderer: str) -> PackedPair:
+    """Encode a pair's files.
+
+    Args:
+        pair: what to encode.
+        renderer: name and version of what drew it.
+    """
+    record = pair.record
+    files = {
+        record.image_a_file_name: encode_png(pair.images[0]),
+        record.image_b_file_name: encode_png(pair.images[1]),
+        f"scenes/{record.pair_id}.json": _json(pair.scenes),
+    }
+    sha256 = {name: _sha256(contents) for name, contents in files.items()}
+    receipt = PairReceipt(
+        record=record,
+        rejections=dict(pair.rejections),
+        renderer=renderer,
+        share_explained=pair.share_explained,
+        sha256=sha256,
+    )
+    return PackedPair(receipt, files)
 
 
 class BuildFolder:
@@ -109,31 +146,18 @@ class BuildFolder:
             return None
         return receipt if intact else None
 
-    def add(self, pair: FinishedPair) -> PairReceipt:
+    def add(self, pair: PackedPair) -> None:
         """Write a pair's files and, when they are in place, its receipt.
 
         Raises:
             DataError: a file cannot be written.
         """
-        record = pair.record
-        files = {
-            record.image_a_file_name: encode_png(pair.images[0]),
-            record.image_b_file_name: encode_png(pair.images[1]),
-            f"scenes/{record.pair_id}.json": _json(pair.scenes),
-        }
-        for name, contents in files.items():
+        for name, contents in pair.files.items():
             self._write(name, contents, self.out)
-        receipt = PairReceipt(
-            record=record,
-            rejections=dict(pair.rejections),
-            share_explained=pair.share_explained,
-            sha256={name: _sha256(contents) for name, contents in files.items()},
-        )
-        receipt_path = self._receipt_path(record.pair_id)
-        self._write(receipt_path.name, receipt.model_dump_json().encode(), receipt_path.parent)
-        return receipt
+        receipt_path = self._receipt_path(pair.receipt.record.pair_id)
+        self._write(receipt_path.name, pair.receipt.model_dump_json().encode(), receipt_path.parent)
 
-    def finish(self, receipts: Sequence[PairReceipt], renderer_version: str) -> None:
+    def finish(self, receipts: Sequence[PairReceipt]) -> None:
         """Write `metadata.jsonl` and `manifest.json` from the receipts of all pairs, and remove `.building/`."""
         metadata = "".join(receipt.record.model_dump_json() + "\n" for receipt in receipts).encode()
         rejections: Counter[str] = Counter()
@@ -144,7 +168,7 @@ class BuildFolder:
         sha256 = {name: value for receipt in receipts for name, value in receipt.sha256.items()}
         manifest = {
             "generator_version": GENERATOR_VERSION,
-            "renderer": renderer_version,
+            "renderer": receipts[0].renderer,
             "recipe": self._recipe,
             "num_pairs": len(receipts),
             "pairs_by_split": dict(sorted(Counter(receipt.record.split for receipt in receipts).items())),
@@ -170,6 +194,8 @@ class BuildFolder:
             partial.write_bytes(contents)
             partial.replace(folder / name)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                partial.unlink()
             raise DataError(
                 f"cannot write {folder / name}: {error.strerror}; free some space or name another folder with OUT=, "
                 "finished pairs are kept and the same command goes on"

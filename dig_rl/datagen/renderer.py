@@ -168,8 +168,14 @@ class BlenderRenderer:
                 raise
             answer = self._ask(line)
         self.seconds_in_cycles += answer["seconds"]
-        with Image.open(output) as picture:
-            return np.array(picture.convert(mode))
+        try:
+            with Image.open(output) as picture:
+                return np.array(picture.convert(mode))
+        except OSError as error:
+            raise RenderError(
+                f"Blender's picture cannot be read back ({error}); is the disk of {tempfile.gettempdir()} full? "
+                "TMPDIR names another folder"
+            ) from None
 
     def _ask(self, line: bytes) -> dict[str, Any]:
         if self._closed:
@@ -178,7 +184,8 @@ class BlenderRenderer:
             self._stop()
         try:
             if self._process is None:
-                self._process, self._num_answered = _BlenderProcess(self._command, self._timeout_s), 0
+                self._process = _BlenderProcess(self._command, self._timeout_s, Path(self._folder.name))
+                self._num_answered = 0
                 if self._closed:  # by an interrupt that came too early to find the process
                     raise RenderError("the renderer is closed")
                 self._process.wait_until_ready()
@@ -200,10 +207,11 @@ class BlenderRenderer:
 class _BlenderProcess:
     """One running render server."""
 
-    def __init__(self, command: list[str], timeout_s: float) -> None:
+    def __init__(self, command: list[str], timeout_s: float, folder: Path) -> None:
         self._timeout_s = timeout_s
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+        environment["TMPDIR"] = str(folder)  # Blender makes a folder there, and a killed one leaves it
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
