@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ INK = "#1f2933"
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe and Ito's colours: distinct for colour-blind readers."""
 
-_STYLE = {
+STYLE: dict[str, Any] = {
     "axes.edgecolor": "#b8c2cc",
     "axes.labelcolor": INK,
     "axes.spines.right": False,
@@ -55,7 +56,7 @@ def curves(lines: Lines, names: Sequence[str], *, unit: str, size_in: tuple[floa
     series = {name: points for name, points in series.items() if len(points[0])}
     if not series:
         return None
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _new_figure(trained, size_in, unit)
         several = len(series) > 1
         for index, (name, (steps, values)) in enumerate(series.items()):
@@ -64,7 +65,7 @@ def curves(lines: Lines, names: Sequence[str], *, unit: str, size_in: tuple[floa
             _draw_curve(axes, steps, values, starts, label=name, color=color, width=2.2 if index == 0 else 1.4)
         if several:
             axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-        return _to_svg(figure)
+        return to_svg(figure)
 
 
 def phase_areas(lines: Lines, phases: Sequence[str]) -> str | None:
@@ -79,7 +80,7 @@ def phase_areas(lines: Lines, phases: Sequence[str]) -> str | None:
     steps = np.array([line["step"] for line in trained], dtype=float)
     seconds = np.array([[line.get(f"timing/{phase}_s") or 0.0 for line in trained] for phase in phases])
     steps, *layers = _thinned(steps, *seconds)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _new_figure(trained, WIDE_IN, "seconds a step")
         edges = np.concatenate([steps - 0.5, steps[-1:] + 0.5])
         bottom = np.zeros(len(steps))
@@ -87,7 +88,7 @@ def phase_areas(lines: Lines, phases: Sequence[str]) -> str | None:
             axes.stairs(bottom + layer, edges, baseline=bottom, fill=True, color=color, label=phase)
             bottom = bottom + layer
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), reverse=True)
-        return _to_svg(figure)
+        return to_svg(figure)
 
 
 def _training_steps(lines: Lines) -> Lines:
@@ -159,7 +160,13 @@ def _thinned(*rows: np.ndarray) -> list[np.ndarray]:
     return [np.add.reduceat(row, starts) / counts for row in rows]
 
 
-def _to_svg(figure: Figure) -> str:
+def to_svg(figure: Figure) -> str:
+    """The figure as SVG text without a date: the same figure gives the same text."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return buffer.getvalue()
+
+
+def svg_data_uri(svg: str) -> str:
+    """SVG text as the address of an image that a page carries in itself."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
