@@ -7,13 +7,14 @@ imbalance is significant, and only one that a policy could live on matters.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, get_args
 
 import numpy as np
 from scipy import stats
 
+from dig_rl.data import Split
 from dig_rl.inspection.pairs import PairExamination
 
 Verdict = Literal["balanced", "look", "too few"]
@@ -22,6 +23,7 @@ SIGNIFICANT_P = 0.001
 FEWEST_EXPECTED = 5.0
 """A chi-square test needs about so many expected in each cell."""
 FEWEST_BOXES = 50
+SPLITS = get_args(Split)
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class ChangeTable:
     kind: np.ndarray
     """`[N]` names."""
     pair: np.ndarray
-    """`[N]` index of the pair."""
+    """`[N]` index of the pair, ascending."""
     count: np.ndarray
     """`[N]` number of changes of the pair."""
     boxes_unit: np.ndarray
@@ -104,13 +106,13 @@ def coverage_map(table: ChangeTable, width: int = 48, height: int = 36) -> np.nd
     x_min, y_min, x_max, y_max = table.boxes_unit.T[..., None]
     across, down = (x_min <= columns) & (columns < x_max), (y_min <= rows) & (rows < y_max)
     covered = np.zeros((height, width))
-    for index in np.unique(table.pair):
-        mine = table.pair == index
+    _, starts = np.unique(table.pair, return_index=True)
+    for mine in np.split(np.arange(len(table.pair)), starts[1:]):
         covered += (down[mine][:, :, None] & across[mine][:, None, :]).any(axis=0)
-    return covered / len(np.unique(table.pair))
+    return covered / len(starts)
 
 
-def best_constant_box(table: ChangeTable, match_iou: float = 0.5, candidates: int = 500) -> tuple[np.ndarray, float]:
+def best_constant_box(table: ChangeTable, match_iou: float = 0.5, candidates: int = 300) -> tuple[np.ndarray, float]:
     """The one box that earns the most F1 when it is the answer to every pair.
 
     Args:
@@ -143,9 +145,11 @@ def kinds_by_split(pairs: Sequence[PairExamination]) -> dict[str, dict[str, int]
     return _nested((pair.record.split, item.kind) for pair in pairs for item in pair.record.differences)
 
 
-def _nested(keys: Any) -> dict[str, dict[str, int]]:
+def _nested(keys: Iterable[tuple[str, str]]) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
-    for (outer, inner), number in sorted(Counter(keys).items()):
+    for (outer, inner), number in sorted(
+        Counter(keys).items(), key=lambda item: (SPLITS.index(item[0][0]), item[0][1])
+    ):
         found.setdefault(outer, {})[inner] = number
     return found
 
@@ -201,7 +205,7 @@ def _left_right(table: ChangeTable) -> BalanceCheck:
 
 
 def _alike_in_splits(table: ChangeTable) -> Iterator[BalanceCheck]:
-    others = [name for name in np.unique(table.split) if name != "train"]
+    others = [name for name in SPLITS[1:] if name in table.split]
     if "train" not in table.split:
         return
     columns = (

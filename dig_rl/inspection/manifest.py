@@ -38,21 +38,23 @@ def hash_findings(
     Args:
         folder: the data folder, resolved.
         manifest: as `read_manifest` gives it.
-        known: sha256 of files that were read already, by name.
+        known: sha256 of files that were read already and are sound, by name.
         pair_of_file: (line, pair id) of the files that pairs name.
     """
     listed: dict[str, str] = manifest["sha256"]
     for name, expected in listed.items():
         line, pair_id = pair_of_file.get(name, (None, None))
-        place = (METADATA_NAME, line, pair_id) if pair_id else (name, None, None)
+        if pair_id is not None and name not in known:
+            continue  # what is wrong with it was said when its pair was examined
         found = known.get(name) or _sha256(folder, name)
         if found is None:
-            # A pair's own files were looked for, and missed, when the pair was examined.
-            if pair_id is None:
-                yield Finding("error", f"{MANIFEST_NAME} lists this file, and it cannot be read", name)
+            yield Finding("error", f"{MANIFEST_NAME} lists this file, and it cannot be read", name)
         elif found != expected:
             change = f"has sha256 {found[:12]}..., {MANIFEST_NAME} says {expected[:12]}...: it was changed or damaged"
-            yield Finding("error", f"file {name} {change}" if pair_id else change, *place)
+            if pair_id is None:
+                yield Finding("error", change, name)
+            else:
+                yield Finding("error", f"image {name} {change}", METADATA_NAME, line, pair_id)
     for folder_name in _LISTED_FOLDERS:
         for path in sorted((folder / folder_name).rglob("*")):
             name = path.relative_to(folder).as_posix()

@@ -28,6 +28,8 @@ from dig_rl.inspection.scenes import SceneFacts, StoredScenes, read_scenes
 
 FEWEST_EXPLAINED = 0.5
 """A pair whose clear changes lie outside its boxes more often than inside deserves a look."""
+FEWEST_TO_SHARE = 400
+"""Fewer pairs are examined sooner than further processes have started."""
 _CHUNK = 16
 
 
@@ -49,7 +51,7 @@ class PairExamination:
     record: PairRecord
     findings: tuple[Finding, ...]
     sha256: Mapping[str, str]
-    """Of each file of the pair that could be read, by its name in the metadata."""
+    """Of each sound file of the pair, by its name in the data folder."""
     pictures: tuple[Picture, Picture] | None
     """None where an image is broken."""
     figures: PixelFigures | None
@@ -98,16 +100,16 @@ class PairExaminer:
         )
 
     def _image(self, name: str, record: PairRecord, notes: _Notes) -> tuple[np.ndarray | None, dict[str, str]]:
+        """The picture, None if it is not sound, and the hash of its file, if it could be read."""
         problem = image_problem(self.folder, name, (record.width, record.height))
         digests: dict[str, str] = {}
-        try:
-            if (self.folder / name).resolve().is_relative_to(self.folder):
+        if problem is None:
+            try:
                 digests[name] = _file_digest(self.folder / name)
-            if problem is None:
                 with Image.open(self.folder / name) as image:
                     return np.asarray(image.convert("RGB")), digests
-        except (OSError, ValueError, SyntaxError, RuntimeError) as error:
-            problem = problem or f"is damaged ({error}); make or copy it again"
+            except (OSError, ValueError, SyntaxError) as error:
+                problem = f"is damaged ({error}); make or copy it again"
         notes.add("error", f"image {name} {problem}")
         return None, digests
 
@@ -151,12 +153,12 @@ def examine_pairs(lines: Sequence[ScannedLine], examiner: PairExaminer, workers:
     Args:
         lines: scanned lines.
         examiner: what to do.
-        workers: processes; with 1 everything happens in this one.
+        workers: processes; with 1, or few lines, everything happens in this one.
 
     Raises:
         DataError: a process died, which only a lack of memory or a fault in an image library does.
     """
-    if workers == 1:
+    if workers == 1 or len(lines) < FEWEST_TO_SHARE:
         yield from map(examiner, lines)
         return
     # Started afresh: a fork of a process with threads (the progress bar's) may hang. Ctrl-C is the parent's to answer.

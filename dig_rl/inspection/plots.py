@@ -10,12 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from dig_rl.inspection.balance import ChangeTable, best_constant_box, coverage_map
+from dig_rl.inspection.balance import SPLITS, ChangeTable, best_constant_box, coverage_map
 from dig_rl.reporting.plots import INK, PALETTE, STYLE, to_svg
 
 _SIZE_IN = (4.2, 2.7)
-_SPLIT_COLORS = {"train": PALETTE[0], "validation": PALETTE[4], "test": PALETTE[1]}
-_SPLITS = tuple(_SPLIT_COLORS)
+_SPLIT_COLORS = dict(zip(SPLITS, (PALETTE[0], PALETTE[4], PALETTE[1]), strict=True))
 _BINS = 20
 
 
@@ -28,7 +27,7 @@ def shares_by_split(counts: Mapping[str, Mapping[str, int]], unit: str, *, even:
         even: mark the share that each name would have if all were as frequent.
     """
     names = sorted({name for by_name in counts.values() for name in by_name})
-    splits = [split for split in _SPLITS if split in counts]
+    splits = [split for split in SPLITS if split in counts]
     with matplotlib.rc_context(STYLE):
         figure, axes = _new_figure(unit)
         width = 0.8 / len(splits)
@@ -64,7 +63,7 @@ def positions(table: ChangeTable) -> str:
 
 def histogram(values: Mapping[str, Sequence[float] | np.ndarray], unit: str, top: float | None = None) -> str:
     """Outlines of each split's distribution over [0, top]; the largest value is the top where none is given."""
-    known = {split: np.asarray(values[split]) for split in _SPLITS if len(values.get(split, ()))}
+    known = {split: np.asarray(values[split]) for split in SPLITS if len(values.get(split, ()))}
     most = top if top is not None else max(float(some.max()) for some in known.values())
     edges = np.linspace(0.0, most, _BINS + 1)
     with matplotlib.rc_context(STYLE):

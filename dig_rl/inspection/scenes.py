@@ -48,7 +48,7 @@ class SceneFacts:
     reference_objects: tuple[tuple[Mapping[str, Any], bool], ...]
     """Each object of the reference scene as stored, and whether it changes."""
     changes: Mapping[int, str]
-    """By object id, in words: `small red rubber cube: red to blue`."""
+    """By object id, in words: `small red → blue rubber cube`."""
 
 
 def read_scenes(path: Path, record: PairRecord) -> StoredScenes | str:
@@ -83,9 +83,7 @@ def read_scenes(path: Path, record: PairRecord) -> StoredScenes | str:
 
 
 def _describe(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> str:
-    known = before or after or {}
-    name = " ".join(str(known[key]) for key in _WORDS if key in known)
-    if before is None or after is None:
-        return name
-    changed = [key for key in _WORDS if before.get(key) != after.get(key)]
-    return f"{name}: " + ", ".join(f"{before.get(key)} to {after.get(key)}" for key in changed) if changed else name
+    """`small red → blue rubber cube`; an object that is in one scene only has no arrow."""
+    sides = [item for item in (before, after) if item is not None]
+    words = [list(dict.fromkeys(str(item[key]) for item in sides if key in item)) for key in _WORDS]
+    return " ".join(" → ".join(values) for values in words if values)

@@ -6,14 +6,15 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
 
 from dig_rl.data import Box, DifferenceRecord
 from dig_rl.inspection import plots
-from dig_rl.inspection.balance import change_table, counts_by_split, kinds_by_split
-from dig_rl.inspection.check import DataCheck, figures_of
+from dig_rl.inspection.balance import SPLITS, change_table, counts_by_split, kinds_by_split
+from dig_rl.inspection.check import DataCheck
 from dig_rl.inspection.labels import least_visible
 from dig_rl.inspection.pairs import PairExamination
 from dig_rl.reporting.pictures import embed_image
@@ -64,11 +65,12 @@ class ShownPair:
     findings: tuple[str, ...]
 
 
-def contact_sheet(check: DataCheck, max_pairs: int) -> str:
+def contact_sheet(check: DataCheck, figures: dict[str, Any], max_pairs: int) -> str:
     """The page as HTML text; it needs no other file and no network.
 
     Args:
         check: a checked folder.
+        figures: those of `figures_of(check)`.
         max_pairs: pairs to show, see `choose_pairs`.
     """
     environment = jinja2.Environment(
@@ -78,14 +80,14 @@ def contact_sheet(check: DataCheck, max_pairs: int) -> str:
     shown = [_shown_pair(check.folder, pair, place) for place, pair in choose_pairs(check.sound_pairs, max_pairs)]
     return environment.get_template("sheet.html.jinja").render(
         check=check,
-        figures=figures_of(check),
+        figures=figures,
         pairs=shown,
         errors=check.errors[:MAX_FINDINGS],
         warnings=check.warnings[:MAX_FINDINGS],
         plots=balance_plots(check),
         kinds=sorted({change.kind for pair in shown for change in pair.changes}),
         counts=sorted({len(pair.changes) for pair in shown}),
-        splits=[split for split in ("train", "validation", "test") if any(pair.split == split for pair in shown)],
+        splits=[split for split in SPLITS if any(pair.split == split for pair in shown)],
     )
 
 
