@@ -20,7 +20,7 @@ NAMED_CONFIG = $(if $(filter-out file,$(origin CONFIG)),--config $(call quote,$(
 NAMED_RUN = $(if $(filter-out file,$(origin RUN)),--run '$(RUN)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-blender doctor demo data policy warmup train eval report reward-test reward-report \
+.PHONY: help setup setup-blender doctor demo data data-check policy warmup train eval report reward-test reward-report \
 	bench submit tensorboard test test-fast test-long test-pins lint clean need-python
 
 help: ## list every target
@@ -48,6 +48,10 @@ demo: setup setup-blender ## the whole thing, small: render, train through three
 data: setup setup-blender ## render image pairs: CONFIG= OUT= COUNT= WORKERS=
 	@$(PY) -m launch.data $(NAMED_CONFIG) \
 	  $(call option,--out,$(OUT)) $(call option,--count,$(COUNT)) $(call option,--workers,$(WORKERS))
+
+data-check: setup ## is a data folder sound? writes a contact sheet: DATA= OUT= WORKERS= MASKS=blender SHEET_PAIRS= ALLOW_NO_CHANGE=1
+	@$(PY) -m launch.data_check $(call option,--data,$(DATA)) $(call option,--out,$(OUT)) $(call option,--workers,$(WORKERS)) \
+	  $(call option,--masks,$(MASKS)) $(call option,--sheet-pairs,$(SHEET_PAIRS)) $(if $(ALLOW_NO_CHANGE),--allow-no-change)
 
 policy: setup ## build a small policy with random weights: CONFIG= OUT=
 	@$(PY) -m launch.policy $(NAMED_CONFIG) $(call option,--out,$(OUT))
