@@ -204,5 +204,5 @@ def test_a_picture_whose_pixels_are_cut_off_behind_right_checksums(tmp_path: Pat
 
 def test_control_characters_of_a_name_do_not_reach_the_terminal(tmp_path: Path) -> None:
     folder = write_folder(tmp_path, [line_of("p\x1b[31m\n0", image_a_file_name="images/absent.png")])
-    (error,) = check_folder(folder).errors
+    error = check_folder(folder).errors[0]
     assert "pair p\\x1b[31m\\x0a0: image" in str(error) and str(error).isprintable()
