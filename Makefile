@@ -24,8 +24,8 @@ ON_DATA = $(call option,--data,$(DATA)) $(call option,--split,$(SPLIT)) $(call o
   $(call option,--temperature,$(TEMPERATURE)) $(NAMED_CONFIG) $(SETTINGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-blender doctor demo data policy warmup train eval compare report reward-test reward-report \
-	curriculum-preview bench bench-long submit tensorboard test test-fast test-long test-pins lint clean need-python
+.PHONY: help setup setup-blender doctor demo data data-check policy warmup train eval compare report reward-test \
+	reward-report curriculum-preview bench bench-long submit tensorboard test test-fast test-long test-pins lint clean need-python
 
 help: ## list every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -54,6 +54,10 @@ WITHOUT_BLENDER = $(shell grep -qsE '^renderer *= *"numpy"' $(call quote,$(CONFI
 data: setup $(if $(WITHOUT_BLENDER),,setup-blender) ## render image pairs: CONFIG= OUT= COUNT= WORKERS= RAY=host:port|auto|local
 	@$(PY) -m launch.data $(NAMED_CONFIG) $(call option,--out,$(OUT)) \
 	  $(call option,--count,$(COUNT)) $(call option,--workers,$(WORKERS)) $(call option,--ray,$(RAY))
+
+data-check: setup ## is a data folder sound? writes a contact sheet: DATA= OUT= WORKERS= MASKS=blender SHEET_PAIRS= ALLOW_NO_CHANGE=1
+	@$(PY) -m launch.data_check $(call option,--data,$(DATA)) $(call option,--out,$(OUT)) $(call option,--workers,$(WORKERS)) \
+	  $(call option,--masks,$(MASKS)) $(call option,--sheet-pairs,$(SHEET_PAIRS)) $(if $(ALLOW_NO_CHANGE),--allow-no-change)
 
 policy: setup ## build a small policy with random weights: CONFIG= OUT=
 	@$(PY) -m launch.policy $(NAMED_CONFIG) $(call option,--out,$(OUT))
