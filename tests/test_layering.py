@@ -41,6 +41,8 @@ LIGHT = [
     "datagen.sampling",
     "datagen.scene",
     "evaluation.detection",
+    "exchange.coco",
+    "exchange.importing",
 ]
 
 IMPORT_ALL = """
