@@ -20,7 +20,7 @@ NAMED_CONFIG = $(if $(filter-out file,$(origin CONFIG)),--config $(call quote,$(
 NAMED_RUN = $(if $(filter-out file,$(origin RUN)),--run '$(RUN)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-blender doctor demo data policy warmup train eval report reward-test reward-report \
+.PHONY: help setup setup-blender doctor demo data data-import data-export policy warmup train eval report reward-test reward-report \
 	bench submit tensorboard test test-fast test-long test-pins lint clean need-python
 
 help: ## list every target
@@ -48,6 +48,14 @@ demo: setup setup-blender ## the whole thing, small: render, train through three
 data: setup setup-blender ## render image pairs: CONFIG= OUT= COUNT= WORKERS=
 	@$(PY) -m launch.data $(NAMED_CONFIG) \
 	  $(call option,--out,$(OUT)) $(call option,--count,$(COUNT)) $(call option,--workers,$(WORKERS))
+
+data-import: setup ## a published data set, from a local copy, as a data folder: FORMAT= FROM= OUT= SPLIT= SKIP_BAD=1
+	@$(PY) -m launch.data_import $(call option,--format,$(FORMAT)) $(call option,--from,$(FROM)) \
+	  $(call option,--out,$(OUT)) $(call option,--split,$(SPLIT)) $(if $(SKIP_BAD),--skip-bad)
+
+data-export: setup ## a data folder for pycocotools, TRL or EasyR1: FORMAT=coco|trl|easyr1 DATA= OUT= CONFIG=
+	@$(PY) -m launch.data_export $(call option,--format,$(FORMAT)) $(call option,--data,$(DATA)) \
+	  $(call option,--out,$(OUT)) $(NAMED_CONFIG)
 
 policy: setup ## build a small policy with random weights: CONFIG= OUT=
 	@$(PY) -m launch.policy $(NAMED_CONFIG) $(call option,--out,$(OUT))
