@@ -24,8 +24,9 @@ ON_DATA = $(call option,--data,$(DATA)) $(call option,--split,$(SPLIT)) $(call o
   $(call option,--temperature,$(TEMPERATURE)) $(NAMED_CONFIG) $(SETTINGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-blender doctor demo data data-check policy warmup train eval compare report reward-test \
-	reward-report curriculum-preview bench bench-long submit tensorboard test test-fast test-long test-pins lint clean need-python
+.PHONY: help setup setup-blender doctor demo data data-check data-import data-export policy warmup train eval compare \
+	report reward-test reward-report curriculum-preview bench bench-long submit tensorboard \
+	test test-fast test-long test-pins lint clean need-python
 
 help: ## list every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -58,6 +59,14 @@ data: setup $(if $(WITHOUT_BLENDER),,setup-blender) ## render image pairs: CONFI
 data-check: setup ## is a data folder sound? writes a contact sheet: DATA= OUT= WORKERS= MASKS=blender SHEET_PAIRS= ALLOW_NO_CHANGE=1
 	@$(PY) -m launch.data_check $(call option,--data,$(DATA)) $(call option,--out,$(OUT)) $(call option,--workers,$(WORKERS)) \
 	  $(call option,--masks,$(MASKS)) $(call option,--sheet-pairs,$(SHEET_PAIRS)) $(if $(ALLOW_NO_CHANGE),--allow-no-change)
+
+data-import: setup ## a published data set, from a local copy, as a data folder: FORMAT= FROM= OUT= SPLIT= SKIP_BAD=1
+	@$(PY) -m launch.data_import $(call option,--format,$(FORMAT)) $(call option,--from,$(FROM)) \
+	  $(call option,--out,$(OUT)) $(call option,--split,$(SPLIT)) $(if $(SKIP_BAD),--skip-bad)
+
+data-export: setup ## a data folder for pycocotools, TRL or EasyR1: FORMAT=coco|trl|easyr1 DATA= OUT= CONFIG=
+	@$(PY) -m launch.data_export $(call option,--format,$(FORMAT)) $(call option,--data,$(DATA)) \
+	  $(call option,--out,$(OUT)) $(NAMED_CONFIG)
 
 policy: setup ## build a small policy with random weights: CONFIG= OUT=
 	@$(PY) -m launch.policy $(NAMED_CONFIG) $(call option,--out,$(OUT))

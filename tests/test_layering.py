@@ -44,6 +44,8 @@ LIGHT = [
     "evaluation.comparison",
     "evaluation.detection",
     "evaluation.overview",
+    "exchange.coco",
+    "exchange.importing",
 ]
 
 IMPORT_ALL = """
