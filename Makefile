@@ -56,7 +56,7 @@ data: setup $(if $(WITHOUT_BLENDER),,setup-blender) ## render image pairs: CONFI
 	@$(PY) -m launch.data $(NAMED_CONFIG) $(call option,--out,$(OUT)) \
 	  $(call option,--count,$(COUNT)) $(call option,--workers,$(WORKERS)) $(call option,--ray,$(RAY))
 
-data-check: setup ## is a data folder sound? writes a contact sheet: DATA= OUT= WORKERS= MASKS=blender SHEET_PAIRS= ALLOW_NO_CHANGE=1
+data-check: setup ## is a data folder sound? writes a contact sheet: DATA= OUT= WORKERS= MASKS=numpy|blender|none SHEET_PAIRS= ALLOW_NO_CHANGE=1
 	@$(PY) -m launch.data_check $(call option,--data,$(DATA)) $(call option,--out,$(OUT)) $(call option,--workers,$(WORKERS)) \
 	  $(call option,--masks,$(MASKS)) $(call option,--sheet-pairs,$(SHEET_PAIRS)) $(if $(ALLOW_NO_CHANGE),--allow-no-change)
 

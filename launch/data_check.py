@@ -21,12 +21,12 @@ from dig_rl.durable import write_durably
 from dig_rl.errors import DataError
 from dig_rl.inspection.check import DataCheck, check_folder, figures_of
 from dig_rl.inspection.findings import Finding
-from dig_rl.inspection.masks import blender_ids
+from dig_rl.inspection.masks import blender_ids, numpy_ids
 from dig_rl.inspection.pairs import default_workers
 from dig_rl.inspection.sheet import contact_sheet
 from launch.terminal import end_with_message
 
-ID_RENDERERS = {"none": None, "blender": blender_ids}
+ID_RENDERERS = {"none": None, "numpy": numpy_ids, "blender": blender_ids}
 MAX_PRINTED = 30
 """Findings of each severity on the terminal; `check.json` has all."""
 
@@ -46,7 +46,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument(
         "--masks",
         choices=list(ID_RENDERERS),
-        default="none",
+        default="numpy",
         help="draw stored scenes again and compare every box with the object's pixels (MASKS=; default: %(default)s)",
     )
     parser.add_argument(
@@ -121,6 +121,8 @@ def _summary(check: DataCheck, figures: dict[str, Any]) -> Table:
     table.add_row("repeated", f"{duplicates['pictures']} pictures, {duplicates['scenes']} scenes, {near}")
     hashes = "compared with the manifest" if check.has_manifest else "no manifest"
     table.add_row("hashes", hashes)
+    drawn = "compared with the pixels of their objects" if check.boxes_drawn else "no scene to draw them from"
+    table.add_row("boxes", drawn)
     verdicts = [item.verdict for item in check.balance]
     table.add_row(
         "balance",

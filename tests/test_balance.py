@@ -74,7 +74,7 @@ def test_even_data_pass_every_question() -> None:
 
 
 def test_a_handful_of_pairs_is_too_few_to_tell() -> None:
-    assert {check.verdict for check in check_balance(spread_pairs(8))} == {"too few"}
+    assert {check.verdict for check in check_balance(spread_pairs(6))} == {"too few"}
     assert check_balance([]) == []
 
 
@@ -128,6 +128,13 @@ def test_one_kind_too_often_is_seen() -> None:
     pairs = [pair(index, [random_box()], kind="color" if index % 10 else "shape") for index in range(200)]
     check = answer(check_balance(pairs), "kind of change as frequent")
     assert check.verdict == "look" and check.figure == "shape 0.20 and color 1.80 of an equal share"
+
+
+def test_a_moved_object_is_one_change_of_its_kind() -> None:
+    kinds = ("color", "move", "size")
+    pairs = [pair(index, [random_box()] * (1 + (index % 3 == 1)), kind=kinds[index % 3]) for index in range(60)]
+    check = answer(check_balance(pairs), "kind of change as frequent")
+    assert check.effect == 0.0 and check.verdict == "balanced"
 
 
 @pytest.mark.parametrize(("leak", "verdict"), [(True, "look"), (False, "balanced")])

@@ -31,6 +31,7 @@ from dig_rl.errors import ConfigError, DataError
 
 RECIPE = DataRecipe(num_objects=(3, 7), arena_m=3.0)
 ATTRIBUTES = ("shape", "color", "material", "size")
+OBJECT = scene_to_json(sample_scene(np.random.default_rng(3), RECIPE))["objects"][0]
 
 
 def scene_of(seed: int) -> Scene:
@@ -73,7 +74,18 @@ def test_a_scene_survives_json() -> None:
 
 @pytest.mark.parametrize(
     ("change", "expected"),
-    [({"version": 2}, "scene version 2"), ({"fog": 1}, "fog"), ({"objects": [{"shape": "cube"}]}, "missing")],
+    [
+        ({"version": 2}, "scene version 2"),
+        ({"fog": 1}, "fog: Unexpected"),
+        ({"objects": [{"shape": "cube"}]}, "objects.0.object_id: Field required"),
+        ({"objects": [OBJECT | {"shape": "teapot"}]}, "objects.0.shape: .*expected one of cube"),
+        ({"objects": [OBJECT | {"x_m": math.nan}]}, "objects.0.x_m"),
+        ({"objects": [OBJECT | {"x_m": "0"}]}, "objects.0.x_m: .*valid number"),
+        ({"objects": [OBJECT | {"object_id": 256}]}, "objects.0.object_id: .*less than or equal to 255"),
+        ({"objects": [OBJECT] * 300}, "objects: .*at most 255"),
+        ({"camera": {"position_m": [0, 0], "look_at_m": [0, 0, 0]}}, "camera.position_m.2"),
+        ({"lights": 3}, "lights: .*valid array"),
+    ],
 )
 def test_a_strange_scene_is_refused(change: dict[str, Any], expected: str) -> None:
     with pytest.raises(DataError, match=expected):

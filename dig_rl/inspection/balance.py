@@ -161,6 +161,7 @@ def _verdict(effect: float, limit: float, p_value: float | None) -> Verdict:
 def _kinds_equal(table: ChangeTable) -> BalanceCheck:
     question, limit = "Is every kind of change as frequent as the others?", 0.5
     kinds, counts = np.unique(table.kind[table.kind != "unknown"], return_counts=True)
+    counts = np.where(kinds == "move", counts // 2, counts)  # a moved object is two differences
     if len(kinds) < 2 or counts.mean() < FEWEST_EXPECTED:
         return BalanceCheck(question, f"{len(kinds)} kinds in {counts.sum()} changes", "too few", None, limit, None)
     p_value = float(stats.chisquare(counts).pvalue)

@@ -9,6 +9,7 @@ import numpy as np
 
 from dig_rl.data import Box, PairRecord
 from dig_rl.datagen.labels import box_of_mask
+from dig_rl.datagen.numpy_renderer import NumpyRenderer
 from dig_rl.datagen.renderer import BlenderRenderer
 from dig_rl.datagen.scene import scene_from_json
 
@@ -18,9 +19,14 @@ BOX_TOLERANCE_PX = 1.0
 DrawIds = Callable[[dict[str, Any]], np.ndarray]
 """From a scene as stored in `scenes/*.json` to `[H, W]` object ids, 0 for none."""
 
-
 IdRendererFactory = Callable[[int, int], DrawIds]
 """From (width, height) in pixels to a drawer of such pictures; called once a process and size, and must pickle."""
+
+
+def numpy_ids(width: int, height: int) -> DrawIds:
+    """Rays cast in this process: quick, and independent of Blender."""
+    renderer = NumpyRenderer(width, height, samples=1)
+    return lambda scene: renderer.render_ids(scene_from_json(scene))
 
 
 def blender_ids(width: int, height: int) -> DrawIds:

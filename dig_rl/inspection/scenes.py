@@ -26,6 +26,11 @@ class StoredScenes:
     changed_ids: frozenset[int]
     """Objects that the edits name."""
 
+    def different_ids(self) -> set[int]:
+        """Objects that are not the same in both scenes."""
+        before, after = ({item["object_id"]: item for item in scene["objects"]} for scene in (self.scene_a, self.scene_b))
+        return {item for item in before.keys() | after.keys() if before.get(item) != after.get(item)}
+
     def facts(self) -> SceneFacts:
         """What remains of interest when the pair has been examined."""
         texts = (json.dumps(scene, sort_keys=True) for scene in (self.scene_a, self.scene_b))
@@ -77,8 +82,11 @@ def read_scenes(path: Path, record: PairRecord) -> StoredScenes | str:
     except (KeyError, TypeError, AttributeError) as error:
         return f"does not have the layout of a scene file ({error!r})"
     labelled = {(item.kind, item.object_id) for item in record.differences if item.object_id is not None}
-    if labelled and labelled != edits:
+    if (labelled or not record.differences) and labelled != edits:
         return f"lists the edits {sorted(edits)}, the labels say {sorted(labelled)}"
+    different = scenes.different_ids()
+    if different != scenes.changed_ids:
+        return f"has edits of the objects {sorted(scenes.changed_ids)}, its scenes differ in {sorted(different)}"
     return scenes
 
 
