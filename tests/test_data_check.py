@@ -15,15 +15,13 @@ from PIL import Image
 
 from dig_rl.datagen.build import build_dataset
 from dig_rl.datagen.recipe import DataRecipe
-from dig_rl.datagen.scene import scene_from_json
 from dig_rl.errors import DataError
 from dig_rl.inspection import pairs as pairs_module
 from dig_rl.inspection.check import DataCheck, check_folder, figures_of
-from dig_rl.inspection.masks import blender_ids, mask_problems
 from dig_rl.inspection.pixels import compare_pictures
 from dig_rl.inspection.sheet import choose_pairs, contact_sheet
 from launch import data_check
-from tests.data_folders import BOX, SIZE, line_of, pictures, write_folder, write_manifest
+from tests.data_folders import BOX, line_of, pictures, write_folder, write_manifest
 from tests.flat_renderer import FlatRenderer
 
 RECIPE = DataRecipe(
@@ -44,18 +42,13 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def flat_ids(width: int, height: int) -> Any:
-    renderer = FlatRenderer(width, height, RECIPE.arena_m)
-    return lambda scene: renderer.render_ids(scene_from_json(scene))
-
-
 def problems(check: DataCheck) -> list[str]:
     return [f"{finding.severity}: {finding}" for finding in check.findings]
 
 
-def test_a_generated_folder_is_sound_and_its_boxes_match_its_scenes(generated: Path) -> None:
-    check = check_folder(generated, make_ids=flat_ids)
-    assert check.errors == () and check.has_manifest and check.boxes_drawn
+def test_a_generated_folder_is_sound(generated: Path) -> None:
+    check = check_folder(generated)
+    assert check.errors == () and check.has_manifest and not check.boxes_drawn
     figures = figures_of(check)
     assert figures["pairs_by_split_and_count"] == {"train": {"1": 4, "2": 3}, "test": {"1": 2}}
     assert list(figures["pairs_by_split_and_count"]) == ["train", "test"]
@@ -173,75 +166,6 @@ def test_nearly_the_same_picture_and_the_same_seed_are_warnings(tmp_path: Path) 
     assert seed.startswith("warning: metadata.jsonl, line 3, pair p2: the same seed as in pair p0")
 
 
-def copy_of(generated: Path, folder: Path) -> Path:
-    """The generated folder without its manifest, to be spoiled."""
-    for path in generated.rglob("*"):
-        if path.is_file() and path.name != "manifest.json":
-            (folder / path.relative_to(generated)).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path.relative_to(generated)).write_bytes(path.read_bytes())
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("spoil", "expected"),
-    [
-        (lambda scene: scene.update(pair_id="other"), "belongs to pair 'other'"),
-        (lambda scene: scene["edits"].pop(), "lists the edits"),
-        (lambda scene: scene["scene_b"]["objects"][-1].update(yaw_deg=1.0), "its scenes differ in"),
-        (lambda scene: scene["scene_a"].update(sky_strength="1"), "cannot be drawn: .*sky_strength"),
-        (lambda scene: scene.pop("scene_b"), "does not have the layout"),
-        (lambda scene: scene["scene_a"].update(objects=[{"object_id": "1"}]), "without an integer object_id"),
-        (lambda scene: scene["scene_a"].update(version=99), "cannot be drawn: scene version 99"),
-    ],
-)
-def test_scene_files_that_do_not_fit(generated: Path, tmp_path: Path, spoil: Any, expected: str) -> None:
-    folder = copy_of(generated, tmp_path)
-    path = folder / "scenes/pair-00000.json"
-    scene = json.loads(path.read_text())
-    spoil(scene)
-    path.write_text(json.dumps(scene))
-    (error,) = check_folder(folder, make_ids=flat_ids).errors
-    assert error.file == "scenes/pair-00000.json" and error.pair_id == "pair-00000"
-    assert re.search(expected, error.problem)
-
-
-def test_a_scene_in_two_splits_is_an_error(generated: Path, tmp_path: Path) -> None:
-    folder = copy_of(generated, tmp_path)
-    train, test = (json.loads((folder / f"scenes/pair-{number:05d}.json").read_text()) for number in (0, 7))
-    (changed,) = (edit["object_id"] for edit in test["edits"])
-    objects = [item for item in train["scene_a"]["objects"] if item["object_id"] != changed]
-    objects += [item for item in test["scene_b"]["objects"] if item["object_id"] == changed]
-    test |= {"scene_a": train["scene_a"], "scene_b": {**train["scene_a"], "objects": objects}}
-    (folder / "scenes/pair-00007.json").write_text(json.dumps(test))
-    (error,) = check_folder(folder).errors
-    assert error.line == 8 and error.problem.startswith("the same scene as in pair pair-00000 (line 1, split train)")
-
-
-def test_a_pair_id_cannot_lead_out_of_the_scenes(tmp_path: Path) -> None:
-    names = {f"image_{side}_file_name": f"images/p0_{side}.png" for side in "ab"}
-    folder = write_folder(tmp_path / "data", [line_of("../../secret", **names)])
-    (folder / "scenes").mkdir()
-    (tmp_path / "secret.json").write_text("{}")
-    (error,) = check_folder(folder).findings
-    assert "leads out of scenes/" in error.problem
-
-
-def test_boxes_are_compared_with_the_pixels_of_their_object(tmp_path: Path) -> None:
-    record = check_folder(write_folder(tmp_path, [line_of("p0")])).pairs[0].record
-    x_min, y_min, x_max, y_max = BOX
-
-    def ids(shift: int = 0, object_id: int = 1) -> np.ndarray:
-        drawn = np.zeros(SIZE[::-1], np.uint8)
-        drawn[y_min:y_max, x_min + shift : x_max + shift] = object_id
-        return drawn
-
-    assert list(mask_problems(record, ids(), ids(shift=1))) == []
-    (moved,) = mask_problems(record, ids(), ids(shift=2))
-    assert "box_b" in moved and "[12.0, 8.0, 24.0, 20.0]" in moved
-    (gone,) = mask_problems(record, ids(object_id=2), ids())
-    assert "box_a" in gone and "no visible pixel" in gone
-
-
 def test_several_processes_find_what_one_finds(generated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pairs_module, "FEWEST_TO_SHARE", 0)
     alone, shared = (figures_of(check_folder(generated, workers=workers)) for workers in (1, 2))
@@ -340,21 +264,3 @@ def test_the_command_fails_with_the_list_of_errors(
     assert len(json.loads((folder / "check/check.json").read_text())["errors"]) == 2
     # What the check wrote is no part of the data: a second look finds the same.
     assert len(check_folder(folder).findings) == 2
-
-
-@pytest.mark.slow
-def test_boxes_of_rendered_pairs_match_blenders_id_pass(tmp_path: Path) -> None:
-    from dig_rl.datagen.renderer import BlenderRenderer
-
-    recipe = DataRecipe(width=64, height=48, samples=1, num_objects=(3, 3), arena_m=1.8, splits={"train": {2: 2}})
-    build_dataset(recipe, tmp_path, make_renderer=lambda: BlenderRenderer(64, 48, 1))
-    check = check_folder(tmp_path, make_ids=blender_ids)
-    assert check.errors == () and check.boxes_drawn
-    line = json.loads((tmp_path / "metadata.jsonl").read_text().splitlines()[0])
-    for side in ("box_a", "box_b"):
-        if line["differences"][0][side]:
-            line["differences"][0][side][0] += 2
-    line["differences"][0]["box"] = next(box for key in ("box_a", "box_b") if (box := line["differences"][0][key]))
-    (tmp_path / "metadata.jsonl").write_text(json.dumps(line) + "\n")
-    errors = check_folder(tmp_path, make_ids=blender_ids).errors
-    assert any("drawn from the scene" in error.problem for error in errors)

@@ -28,7 +28,9 @@ class StoredScenes:
 
     def different_ids(self) -> set[int]:
         """Objects that are not the same in both scenes."""
-        before, after = ({item["object_id"]: item for item in scene["objects"]} for scene in (self.scene_a, self.scene_b))
+        before, after = (
+            {item["object_id"]: item for item in scene["objects"]} for scene in (self.scene_a, self.scene_b)
+        )
         return {item for item in before.keys() | after.keys() if before.get(item) != after.get(item)}
 
     def facts(self) -> SceneFacts:
