@@ -74,9 +74,10 @@ def main() -> None:
     print(f"written: {out}/check.json and {out}/contact_sheet.html, to be opened in a browser")
     if check.errors:
         raise DataError(
-            f"{options.data}: {len(check.errors)} errors, {len(check.warnings)} warnings; mend or make the folder again"
+            f"{options.data}: {_count(check.errors, 'error')}, {_count(check.warnings, 'warning')}; "
+            "mend the folder, or make it again"
         )
-    print(f"{options.data} is sound, {len(check.warnings)} warnings. Next: make train SET='data.path={options.data}'")
+    print(f"{options.data} is sound, {_count(check.warnings, 'warning')}. Next: make train SET='data.path={options.data}'")
 
 
 def _check(options: argparse.Namespace, console: Console) -> DataCheck:
@@ -130,6 +131,10 @@ def _summary(check: DataCheck, figures: dict[str, Any]) -> Table:
         f"{verdicts.count('too few')} with too little to tell",
     )
     return table
+
+
+def _count(findings: Sequence[Finding], name: str) -> str:
+    return f"{len(findings)} {name}" + ("" if len(findings) == 1 else "s")
 
 
 def _print_findings(console: Console, title: str, findings: Sequence[Finding]) -> None:

@@ -63,7 +63,7 @@ def test_the_command_draws_the_scenes_of_its_own_accord(
     lines[number] = shifted(lines[number], side, 2.0) or ""
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
     monkeypatch.setattr(sys, "argv", ["data_check", "--data", str(folder), "--allow-no-change"])
-    with pytest.raises(DataError, match="1 errors"):
+    with pytest.raises(DataError, match="1 error, 0 warnings"):
         data_check.main()
     printed = capsys.readouterr().out
     pair_id = json.loads(lines[number])["pair_id"]
