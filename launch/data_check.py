@@ -77,7 +77,9 @@ def main() -> None:
             f"{options.data}: {_count(check.errors, 'error')}, {_count(check.warnings, 'warning')}; "
             "mend the folder, or make it again"
         )
-    print(f"{options.data} is sound, {_count(check.warnings, 'warning')}. Next: make train SET='data.path={options.data}'")
+    print(
+        f"{options.data} is sound, {_count(check.warnings, 'warning')}. Next: make train SET='data.path={options.data}'"
+    )
 
 
 def _check(options: argparse.Namespace, console: Console) -> DataCheck:

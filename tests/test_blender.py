@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -30,6 +29,7 @@ from dig_rl.datagen.renderer import REPOSITORY, BlenderRenderer
 from dig_rl.datagen.sampling import sample_scene, stage
 from dig_rl.datagen.scene import SHAPES, Scene, SceneObject, scene_from_json
 from dig_rl.errors import RenderError
+from tests.test_datagen_build import hashes
 
 pytestmark = pytest.mark.slow
 
@@ -56,11 +56,6 @@ def build(out: Path, workers: int = 2) -> str:
     return output
 
 
-def hashes(folder: Path) -> dict[str, str]:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
 def children(pid: int) -> list[int]:
     text = "".join(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children"))
     return [int(child) for child in text.split()]
@@ -80,13 +75,6 @@ def wait_until_gone(pids: list[int], seconds: float) -> None:
     while any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids):
         assert time.monotonic() < deadline, f"still alive after {seconds} s: {pids}"
         time.sleep(0.05)
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("one worker") / "tiny data"
-    build(out, workers=1)
-    return out
 
 
 @pytest.mark.parametrize("kind", get_args(EditKind))
@@ -272,14 +260,14 @@ def test_a_device_that_blender_does_not_find_is_a_clear_error() -> None:
         assert renderer.pid is None
 
 
-def test_two_workers_make_the_same_bytes_as_one(tmp_path: Path, reference: Path) -> None:
-    build(tmp_path / "data", workers=2)
-    assert hashes(tmp_path / "data") == hashes(reference)
-    assert "already complete" in build(tmp_path / "data")
+def test_one_worker_makes_the_same_bytes_as_two(tmp_path: Path, tiny_data: Path) -> None:
+    build(tmp_path / "tiny data", workers=1)
+    assert hashes(tmp_path / "tiny data") == hashes(tiny_data)
+    assert "already complete" in build(tmp_path / "tiny data")
 
 
 @pytest.mark.parametrize("victim", ["build", "blender"])
-def test_a_killed_build_or_blender_costs_nothing_but_time(tmp_path: Path, reference: Path, victim: str) -> None:
+def test_a_killed_build_or_blender_costs_nothing_but_time(tmp_path: Path, tiny_data: Path, victim: str) -> None:
     process = start_build(tmp_path)
     blenders = wait_for_receipts(tmp_path, 3, process)
     assert len(blenders) == 2
@@ -288,12 +276,12 @@ def test_a_killed_build_or_blender_costs_nothing_but_time(tmp_path: Path, refere
     assert process.returncode == (-signal.SIGKILL if victim == "build" else 0)
     wait_until_gone(blenders, 5)
     build(tmp_path)
-    assert hashes(tmp_path) == hashes(reference)
+    assert hashes(tmp_path) == hashes(tiny_data)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_build_ends_within_seconds_and_goes_on(
-    tmp_path: Path, reference: Path, number: signal.Signals
+    tmp_path: Path, tiny_data: Path, number: signal.Signals
 ) -> None:
     process = start_build(tmp_path)
     blenders = wait_for_receipts(tmp_path, 2, process)
@@ -303,20 +291,20 @@ def test_a_stopped_build_ends_within_seconds_and_goes_on(
     assert "of 12 pairs finished; the same command goes on" in errors and "Traceback" not in errors
     wait_until_gone(blenders, 5)
     build(tmp_path)
-    assert hashes(tmp_path) == hashes(reference)
+    assert hashes(tmp_path) == hashes(tiny_data)
 
 
-def test_datasets_reads_the_folder_as_two_image_columns(tmp_path: Path, reference: Path) -> None:
+def test_datasets_reads_the_folder_as_two_image_columns(tmp_path: Path, tiny_data: Path) -> None:
     datasets = pytest.importorskip("datasets", reason="a second's import that only this test needs")
-    loaded = datasets.load_dataset("imagefolder", data_dir=str(reference), cache_dir=str(tmp_path))["train"]
+    loaded = datasets.load_dataset("imagefolder", data_dir=str(tiny_data), cache_dir=str(tmp_path))["train"]
     assert len(loaded) == 12
-    first, line = loaded[0], json.loads((reference / "metadata.jsonl").read_text().splitlines()[0])
+    first, line = loaded[0], json.loads((tiny_data / "metadata.jsonl").read_text().splitlines()[0])
     assert first["image_a"].size == first["image_b"].size == SIZE
     assert first["pair_id"] == line["pair_id"] and first["num_differences"] == 1
-    with Image.open(reference / line["image_b_file_name"]) as stored:
+    with Image.open(tiny_data / line["image_b_file_name"]) as stored:
         assert (np.array(first["image_b"]) == np.array(stored)).all()
 
 
-def test_our_own_reader_takes_the_folder(reference: Path) -> None:
-    assert [example.num_differences for example in load_examples(reference, "train")] == [1, 1, 1, 2, 2, 2, 3, 4]
-    assert [example.num_differences for example in load_examples(reference, "test")] == [1, 2, 3, 4]
+def test_our_own_reader_takes_the_folder(tiny_data: Path) -> None:
+    assert [example.num_differences for example in load_examples(tiny_data, "train")] == [1, 1, 1, 2, 2, 2, 3, 4]
+    assert [example.num_differences for example in load_examples(tiny_data, "test")] == [1, 2, 3, 4]

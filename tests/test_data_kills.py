@@ -239,10 +239,8 @@ def test_one_folder_killed_ten_times_is_finished_all_the_same(
 
 
 @pytest.mark.slow
-def test_the_command_on_a_full_disk_says_so_and_goes_on_later(
-    tmp_path: Path, rendered: tuple[dict[str, str], float]
-) -> None:
-    reference, _ = rendered
+def test_the_command_on_a_full_disk_says_so_and_goes_on_later(tmp_path: Path, tiny_data: Path) -> None:
+    reference = hashes(tiny_data)
     with small_disk(tmp_path / "disk", 96) as resize:
         out = tmp_path / "disk" / "data"
         full = run(out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import matplotlib
 import numpy as np
@@ -76,6 +77,25 @@ def histogram(values: Mapping[str, Sequence[float] | np.ndarray], unit: str, top
         axes.set_xlabel(unit)
         axes.set_xlim(0.0, most)
         axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(-0.02, 1.0), handlelength=1.2, columnspacing=1.0)
+        return to_svg(figure)
+
+
+def scene_sizes(by_changes: Mapping[int, Sequence[int]]) -> str:
+    """How many objects the scenes of pairs with as many changes hold.
+
+    Args:
+        by_changes: number of objects of each reference scene, by the number of changes of its pair.
+    """
+    numbers = range(min(map(min, by_changes.values())), max(map(max, by_changes.values())) + 1)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _new_figure("share of the pairs")
+        for color, (changes, objects) in zip(cycle(PALETTE), sorted(by_changes.items()), strict=False):
+            shares = [objects.count(number) / len(objects) for number in numbers]
+            axes.plot(numbers, shares, color=color, marker="o", markersize=3.5, linewidth=1.4, label=str(changes))
+        axes.set_ylim(0.0, None)
+        axes.set_xticks(list(numbers))
+        axes.set_xlabel("objects in the reference picture")
+        axes.legend(ncols=6, loc="lower left", bbox_to_anchor=(-0.02, 1.0), handlelength=1.2, columnspacing=1.0)
         return to_svg(figure)
 
 

@@ -123,6 +123,10 @@ def balance_plots(check: DataCheck) -> list[tuple[str, str]]:
         visible[pair.record.split] += [
             share for item in pair.record.differences if (share := least_visible(item)) is not None
         ]
+    scenes: dict[int, list[int]] = defaultdict(list)
+    for pair in pairs:
+        if pair.scenes:
+            scenes[pair.record.num_differences].append(len(pair.scenes.reference_objects))
     sizes = {split: 100 * table.sides_unit[table.split == split] ** 2 for split in np.unique(table.split)}
     drawn = [
         ("Kinds of change", plots.shares_by_split(kinds_by_split(pairs), "share of changes", even=True)),
@@ -130,6 +134,8 @@ def balance_plots(check: DataCheck) -> list[tuple[str, str]]:
         ("Where changes are", plots.positions(table)),
         ("Size of the boxes", plots.histogram(sizes, "% of the picture")),
     ]
+    if scenes:
+        drawn.append(("Objects of a scene, by number of changes", plots.scene_sizes(scenes)))
     if any(visible.values()):
         drawn.append(("How much of a changed object shows", plots.histogram(visible, "visible fraction", top=1.0)))
     if any(explained.values()):
