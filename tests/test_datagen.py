@@ -251,6 +251,17 @@ def test_kinds_and_sizes_are_planned_evenly(changes: int, pairs: int) -> None:
     assert all(abs(counts[PlannedChange(kind, "small")] - counts[PlannedChange(kind, "large")]) <= 1 for kind in kinds)
 
 
+@pytest.mark.parametrize(("changes", "num_objects"), [(0, (3, 5)), (1, (3, 10)), (3, (3, 5)), (4, (3, 6)), (4, (4, 4))])
+def test_numbers_of_objects_are_planned_evenly(changes: int, num_objects: tuple[int, int]) -> None:
+    tasks = plan_pairs(DataRecipe(seed=3, num_objects=num_objects, splits={"train": {changes: 90}}))
+    counts = Counter(task.num_objects for task in tasks)
+    assert set(counts) == set(range(num_objects[0], num_objects[1] + 1))
+    assert max(counts.values()) - min(counts.values()) <= 1
+    for task in tasks:
+        scene = sample_scene(np.random.default_rng(task.seed), RECIPE, sizes_needed(task.changes), task.num_objects)
+        assert len(scene.objects) == task.num_objects
+
+
 def test_kinds_within_a_pair_are_nearly_independent() -> None:
     """Drawn independently, both changes would be of one kind in 1/6 of the pairs; never would tell the second one."""
     same = [first.kind == second.kind for first, second in kinds_of(2, 3000)]

@@ -36,6 +36,8 @@ class PairTask:
     changes: tuple[PlannedChange, ...]
     seed: int
     """In [0, 2**48)."""
+    num_objects: int | None = None
+    """Of the reference scene, kept over all tries like the changes; None for any number of the recipe's."""
 
     @property
     def num_differences(self) -> int:
@@ -69,9 +71,9 @@ class _Candidate:
 def plan_pairs(recipe: DataRecipe) -> list[PairTask]:
     """Every pair of the recipe in the order of `metadata.jsonl`.
 
-    Kinds are planned evenly among the pairs of a split that have as many differences; more pairs leave the first ones
-    as they are. Pair ids, and so file names, say nothing of the split: `datasets` takes a file named `train-...` for a
-    split of its own and then ignores `metadata.jsonl`.
+    Kinds, and numbers of objects, are planned evenly among the pairs of a split that have as many differences; more
+    pairs leave the first ones as they are. Pair ids, and so file names, say nothing of the split: `datasets` takes a
+    file named `train-...` for a split of its own and then ignores `metadata.jsonl`.
     """
     tasks: list[PairTask] = []
     for split, counts in recipe.splits.items():
@@ -79,12 +81,27 @@ def plan_pairs(recipe: DataRecipe) -> list[PairTask]:
         for number, pairs in sorted(counts.items()):
             rng = np.random.default_rng(_pair_seed(recipe.seed, f"{split}/kinds", number))
             planned: Counter[PlannedChange] = Counter()
+            sizes: Counter[int] = Counter()
             for _ in range(pairs):
                 changes = plan_changes(rng, number, recipe.kinds, planned)
+                num_objects = _plan_num_objects(rng, recipe, changes, sizes)
                 seed = _pair_seed(recipe.seed, split, index)
-                tasks.append(PairTask(f"pair-{len(tasks):05d}", split, changes, seed))
+                tasks.append(PairTask(f"pair-{len(tasks):05d}", split, changes, seed, num_objects))
                 index += 1
     return tasks
+
+
+def _plan_num_objects(
+    rng: np.random.Generator, recipe: DataRecipe, changes: tuple[PlannedChange, ...], planned: Counter[int]
+) -> int:
+    """A number of objects that was planned least so far, of those that leave an object for every change."""
+    fewest, most = recipe.num_objects
+    fitting = range(max(fewest, len(sizes_needed(changes))), most + 1)
+    least = min(planned[number] for number in fitting)
+    options = [number for number in fitting if planned[number] == least]
+    chosen = options[int(rng.integers(len(options)))]
+    planned[chosen] += 1
+    return chosen
 
 
 def make_pair(task: PairTask, recipe: DataRecipe, renderer: Renderer) -> FinishedPair:
@@ -109,7 +126,7 @@ def make_pair(task: PairTask, recipe: DataRecipe, renderer: Renderer) -> Finishe
 def _try_pair(
     rng: np.random.Generator, task: PairTask, recipe: DataRecipe, renderer: Renderer
 ) -> _Candidate | Rejection:
-    scene_a = sample_scene(rng, recipe, sizes_needed(task.changes))
+    scene_a = sample_scene(rng, recipe, sizes_needed(task.changes), task.num_objects)
     edited = edit_scene(rng, scene_a, task.changes, recipe)
     if edited is None:
         return "no_room"

@@ -18,19 +18,23 @@ PLACEMENT_TRIES = 50
 LAYOUT_TRIES = 200
 
 
-def sample_scene(rng: np.random.Generator, recipe: DataRecipe, sizes: Sequence[str] = ()) -> Scene:
+def sample_scene(
+    rng: np.random.Generator, recipe: DataRecipe, sizes: Sequence[str] = (), count: int | None = None
+) -> Scene:
     """Draw a scene: number, looks and places of the objects; camera and light are fixed by the recipe.
 
     Args:
         rng: decides everything.
         recipe: the bounds.
         sizes: sizes that some of the objects, chosen at random, must have.
+        count: number of objects, at least as many as `sizes`; None draws one of the recipe's.
 
     Raises:
         ConfigError: the objects do not fit into the arena.
     """
     fewest, most = recipe.num_objects
-    count = int(rng.integers(max(fewest, len(sizes)), most + 1))
+    if count is None:
+        count = int(rng.integers(max(fewest, len(sizes)), most + 1))
     fixed_sizes: dict[int, str] = {}
     if sizes:
         chosen = rng.choice(count, size=len(sizes), replace=False).tolist()
