@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
+import subprocess
+import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,12 @@ from dig_rl.datagen.color_difference import ciede2000, linear_to_srgb, srgb_to_l
 from dig_rl.datagen.foresight import foreseen_color_difference
 from dig_rl.datagen.numpy_renderer import NumpyRenderer
 from dig_rl.datagen.recipe import DEFAULT_KINDS, DataRecipe
+from dig_rl.datagen.renderer import REPOSITORY
 from dig_rl.datagen.renderers import open_renderer
 from dig_rl.datagen.sampling import sample_scene, stage
 from dig_rl.datagen.scene import Camera, DiskLight, Scene, SceneObject
 from dig_rl.errors import RenderError
+from tests.test_datagen_build import hashes
 
 SIZE = (64, 48)
 RECIPE = DataRecipe(
@@ -140,13 +144,10 @@ def test_a_closed_renderer_refuses_and_an_interrupt_stops_a_picture() -> None:
 
 
 def test_a_folder_is_made_without_blender_and_does_not_depend_on_the_workers(tmp_path: Path) -> None:
-    hashes = []
     for workers in (1, 3):
         out = tmp_path / str(workers)
         assert build_dataset(RECIPE, out, make_renderer=lambda: open_renderer(RECIPE), workers=workers)
-        files = sorted(path for path in out.rglob("*") if path.is_file())
-        hashes.append([(str(f.relative_to(out)), hashlib.sha256(f.read_bytes()).hexdigest()) for f in files])
-    assert hashes[0] == hashes[1]
+    assert hashes(tmp_path / "1") == hashes(tmp_path / "3")
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["renderer"] == NumpyRenderer.version and manifest["recipe"]["renderer"] == "numpy"
     explained = manifest["changed_px_explained"]
@@ -159,6 +160,30 @@ def test_a_folder_is_made_without_blender_and_does_not_depend_on_the_workers(tmp
     records = [record for _, record in read_records(out, allow_no_change=True)]
     moves = [record for record in records if any(item.kind == "move" for item in record.differences)]
     assert moves and all(sum(item.kind == "move" for item in record.differences) % 2 == 0 for record in moves)
+
+
+@pytest.mark.slow
+def test_a_killed_build_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    recipe = RECIPE.model_copy(update={"splits": {"train": {1: 3, 2: 3}}})
+    build_dataset(recipe, tmp_path / "whole", make_renderer=lambda: open_renderer(recipe))
+    kinds = ", ".join(f'"{kind}"' for kind in recipe.kinds)
+    (tmp_path / "numpy.toml").write_text(
+        'renderer = "numpy"\nwidth = 64\nheight = 48\nsamples = 4\nnum_objects = [3, 5]\narena_m = 1.6\n'
+        f"kinds = [{kinds}]\n[splits.train]\n1 = 3\n2 = 3\n"
+    )
+    out = tmp_path / "data"
+    options = ["--config", str(tmp_path / "numpy.toml"), "--out", str(out)]
+    command = [sys.executable, "-m", "launch.data", *options]
+    build = subprocess.Popen([*command, "--workers", "2"], cwd=REPOSITORY, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list((out / ".building/receipts").glob("*.json")):
+        assert build.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    build.kill()
+    build.wait()
+    assert not (out / "manifest.json").exists()
+    subprocess.run([*command, "--workers", "1"], cwd=REPOSITORY, check=True)
+    assert hashes(out) == hashes(tmp_path / "whole")
 
 
 def test_distractors_change_pictures_but_not_labels(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from dig_rl.datagen.build import BuildProgress, build_dataset, fill_folder
 from dig_rl.datagen.pairs import plan_pairs
 from dig_rl.datagen.recipe import DataRecipe
 from dig_rl.datagen.renderer import REPOSITORY, Renderer
+from dig_rl.datagen.renderers import open_renderer
 from dig_rl.datagen.scene import Scene
 from dig_rl.errors import ClusterError, ConfigError, RenderError
 from tests.flat_renderer import FlatRenderer
@@ -106,6 +107,22 @@ def test_tasks_make_the_bytes_of_a_local_build(
 ) -> None:
     build_on_ray(tmp_path, functools.partial(FlatRenderer, 48, 48, 2.0), workers=workers)
     assert hashes(tmp_path) == reference
+
+
+def test_numpy_pictures_are_the_same_over_there(ray_here: None, tmp_path: Path) -> None:
+    recipe = DataRecipe(
+        width=48,
+        height=32,
+        samples=2,
+        renderer="numpy",
+        num_objects=(3, 3),
+        arena_m=1.6,
+        splits={"train": {1: 2, 2: 2}},
+    )
+    make_renderer = functools.partial(open_renderer, recipe)
+    build_on_ray(tmp_path / "there", make_renderer, recipe)
+    build_dataset(recipe, tmp_path / "here", make_renderer=make_renderer, workers=2)
+    assert hashes(tmp_path / "there") == hashes(tmp_path / "here")
 
 
 def test_pairs_of_killed_workers_are_made_again(ray_here: None, tmp_path: Path, reference: dict[str, str]) -> None:
