@@ -23,6 +23,8 @@ class FakeCall:
 
     cpu_s: float | None
     memory_bytes: int
+    beauty: bool = True
+    probe_s: float = 0.002
 
 
 @pytest.mark.parametrize(("busy_s", "ratio", "holds"), [(100.0, 1.25, True), (101.0, 1.2625, False)])
@@ -45,8 +47,8 @@ def test_pairs_a_minute_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_drift_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     mib = 2**20
-    fifths = ([FakeCall(None, 100 * mib), FakeCall(0.1, 400 * mib), FakeCall(0.3, 50 * mib)], [], [], [],
-              [FakeCall(0.21, 480 * mib)] * 3)  # fmt: skip
+    fifths = ([FakeCall(None, 100 * mib), FakeCall(0.1, 400 * mib), FakeCall(0.3, 50 * mib), FakeCall(9.0, 0, False)],
+              [], [], [], [FakeCall(0.42, 480 * mib, probe_s=0.004)] * 3)  # fmt: skip
     monkeypatch.setattr(rendering, "_long_calls", lambda: fifths)
     slower, larger = rendering.render_time_last_over_first(REQUEST), rendering.render_memory_last_over_first(REQUEST)
     assert slower.value == pytest.approx(1.05) and slower.holds

@@ -33,6 +33,7 @@ _WORKERS = 2
 _RECIPE = DataRecipe(seed=4, width=160, height=120, samples=16, splits={"train": {1: 12, 2: 12, 3: 6, 4: 6}})
 _FEW = _RECIPE.model_copy(update={"splits": {"train": {1: 4, 2: 4, 3: 2, 4: 2}}})
 _LONG = DataRecipe(seed=4, width=64, height=64, samples=4, num_objects=(4, 4), splits={"train": {2: 500}})
+_NUMBERS = np.linspace(0.0, 1.0, 100_000)
 _MIB = 2**20
 
 
@@ -46,24 +47,29 @@ class Call:
     """CPU time of the Blender process, in steps of the system's clock tick; None where this call started it."""
     memory_bytes: int
     """Resident memory of the Blender process after the call."""
+    beauty: bool
+    """A beauty picture, not an id picture."""
+    probe_s: float
+    """CPU time of a fixed piece of work right after the call: what the machine's other work costs at that moment."""
 
 
 class WatchedRenderer(BlenderRenderer):
     """Takes note of every request."""
 
-    def __init__(self, width: int, height: int, samples: int) -> None:
+    def __init__(self, width: int, height: int, samples: int, *, probed: bool = False) -> None:
         super().__init__(width, height, samples)
+        self._probed = probed
         self.calls: list[Call] = []
         self.busy_s = 0.0
         self._started: float | None = None
 
     def render_ids(self, scene: Scene, only: int | None = None) -> np.ndarray:
         """As the renderer does."""
-        return self._note(scene, lambda: super(WatchedRenderer, self).render_ids(scene, only))
+        return self._note(scene, False, lambda: super(WatchedRenderer, self).render_ids(scene, only))
 
     def render_beauty(self, scene: Scene, seed: int) -> np.ndarray:
         """As the renderer does."""
-        return self._note(scene, lambda: super(WatchedRenderer, self).render_beauty(scene, seed))
+        return self._note(scene, True, lambda: super(WatchedRenderer, self).render_beauty(scene, seed))
 
     def close(self) -> None:
         """As the renderer does; the worker calls it when nothing is left to make."""
@@ -71,14 +77,15 @@ class WatchedRenderer(BlenderRenderer):
             self.busy_s, self._started = time.perf_counter() - self._started, None
         super().close()
 
-    def _note(self, scene: Scene, draw: Callable[[], np.ndarray]) -> np.ndarray:
+    def _note(self, scene: Scene, beauty: bool, draw: Callable[[], np.ndarray]) -> np.ndarray:
         if self._started is None:
             self._started = time.perf_counter()
         pid, cpu_s, cycles_s = self.pid, self._cpu_s(), self.seconds_in_cycles
         picture = draw()
         used_s = self._cpu_s() - cpu_s if self.pid == pid else None
         memory = psutil.Process(self.pid).memory_info().rss
-        self.calls.append(Call(scene, self.seconds_in_cycles - cycles_s, used_s, memory))
+        probe_s = _fixed_work() if self._probed else 0.0
+        self.calls.append(Call(scene, self.seconds_in_cycles - cycles_s, used_s, memory, beauty, probe_s))
         return picture
 
     def _cpu_s(self) -> float:
@@ -133,12 +140,17 @@ def render_over_cycles(_request: Request) -> Measurement:
 
 
 def render_time_last_over_first(_request: Request) -> Measurement:
-    """CPU time of a picture in the last fifth of 1,000 scenes over the first fifth, means without Blender's starts."""
-    calls = _long_calls()
+    """CPU time of a beauty picture in the last fifth of 1,000 scenes over the first fifth, without Blender's starts.
+
+    Divided by what a fixed piece of work took beside it, so that a machine that gets busier does not look like drift.
+    """
+    ends = (_long_calls()[0], _long_calls()[-1])
     first, last = (
-        statistics.fmean(call.cpu_s for call in part if call.cpu_s is not None) for part in (calls[0], calls[-1])
+        statistics.fmean(call.cpu_s for call in part if call.beauty and call.cpu_s is not None) for part in ends
     )
-    return _drift(last / first, f"the first fifth, {1000 * first:.1f} ms of CPU a picture", "no slower")
+    probe_first, probe_last = (statistics.fmean(call.probe_s for call in part) for part in ends)
+    versus = f"the first fifth, {1000 * first:.1f} ms of CPU a picture; {last / first:.3f} before correction"
+    return _drift(last / first / (probe_last / probe_first), versus, "no slower")
 
 
 def render_memory_last_over_first(_request: Request) -> Measurement:
@@ -176,14 +188,14 @@ def _measured_build() -> Build:
 def _long_calls() -> tuple[list[Call], ...]:
     """Calls of one worker that makes 500 pairs of 1,000 scenes, in fifths."""
     renderers: list[WatchedRenderer] = []
-    _timed(_LONG, _watched(_LONG, renderers, workers=1))
+    _timed(_LONG, _watched(_LONG, renderers, workers=1, probed=True))
     calls = renderers[0].calls
     return tuple(calls[index * len(calls) // 5 : (index + 1) * len(calls) // 5] for index in range(5))
 
 
-def _watched(recipe: DataRecipe, renderers: list[WatchedRenderer], workers: int) -> MakePairs:
+def _watched(recipe: DataRecipe, renderers: list[WatchedRenderer], workers: int, *, probed: bool = False) -> MakePairs:
     def make_renderer() -> WatchedRenderer:
-        renderers.append(WatchedRenderer(recipe.width, recipe.height, recipe.samples))
+        renderers.append(WatchedRenderer(recipe.width, recipe.height, recipe.samples, probed=probed))
         return renderers[-1]
 
     return functools.partial(make_pairs_in_threads, make_renderer=make_renderer, workers=workers)
@@ -204,6 +216,13 @@ def _timed(recipe: DataRecipe, make_pairs: MakePairs, out: Path | None = None) -
         started = time.perf_counter()
         fill_folder(recipe, out or Path(folder) / "data", make_pairs, lambda progress: None)
         return time.perf_counter() - started, recipe.num_pairs
+
+
+def _fixed_work() -> float:
+    """Seconds of CPU that 3 ms of arithmetic take here and now."""
+    started = time.thread_time()
+    np.sqrt(np.sin(_NUMBERS) ** 2 + np.cos(_NUMBERS) ** 2).sum()
+    return time.thread_time() - started
 
 
 def _drift(ratio: float, versus: str, what: str) -> Measurement:
