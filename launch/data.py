@@ -65,7 +65,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     how = f"made {display.made_here} at {display.pairs_per_minute:.0f} a minute" if worked else "already complete"
-    print(f"{out}: {recipe.num_pairs} pairs, {how}. Next: make train")
+    print(f"{out}: {recipe.num_pairs} pairs, {how}. Next: make data-check DATA='{out}'")
     return 0
 
 
