@@ -37,7 +37,9 @@ LIGHT = [
     "algo.advantages",
     "datagen.build",
     "datagen.edits",
+    "datagen.foresight",
     "datagen.labels",
+    "datagen.numpy_renderer",
     "datagen.renderer",
     "datagen.sampling",
     "datagen.scene",
@@ -46,6 +48,8 @@ LIGHT = [
     "evaluation.overview",
     "exchange.coco",
     "exchange.importing",
+    "image_files",
+    "inspection.check",
 ]
 
 IMPORT_ALL = """
