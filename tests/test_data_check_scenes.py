@@ -18,6 +18,7 @@ from dig_rl.datagen.renderers import open_renderer
 from dig_rl.errors import DataError
 from dig_rl.inspection.check import check_folder, figures_of
 from dig_rl.inspection.masks import blender_ids, mask_problems, numpy_ids
+from dig_rl.inspection.sheet import contact_sheet
 from launch import data_check
 from tests.data_folders import BOX, SIZE, line_of, write_folder
 
@@ -47,6 +48,9 @@ def test_moved_objects_and_unchanged_pairs_are_sound_where_they_are_allowed(draw
     figures = figures_of(check)
     assert figures["pairs_by_split_and_count"] == {"train": {"1": 4, "2": 4}, "test": {"0": 2, "1": 2}}
     assert figures["changes_by_split_and_kind"]["train"]["move"] == 4
+    page = contact_sheet(check, figures, max_pairs=20)
+    assert page.count(" from here</span>") == page.count(" to here</span>") == 2
+    assert page.count(">no change<") == 2
     refused = check_folder(drawn)
     assert [error.pair_id for error in refused.errors] == ["pair-00008", "pair-00009"]
     assert all("no difference at all" in error.problem and error.line for error in refused.errors)

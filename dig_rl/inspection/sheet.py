@@ -167,6 +167,8 @@ def _shown_pair(folder: Path, pair: PairExamination, place: int) -> ShownPair:
 
 def _shown_change(item: DifferenceRecord, number: int, text: str) -> ShownChange:
     x_min, y_min, x_max, y_max = item.box
+    if item.kind == "move":
+        text += " from here" if item.box_b is None else " to here"
     return ShownChange(
         number=number,
         kind=item.kind,
