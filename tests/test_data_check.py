@@ -16,7 +16,6 @@ from PIL import Image
 from dig_rl.datagen.build import build_dataset
 from dig_rl.datagen.recipe import DataRecipe
 from dig_rl.errors import DataError
-from dig_rl.inspection import pairs as pairs_module
 from dig_rl.inspection.check import DataCheck, check_folder, figures_of
 from dig_rl.inspection.pixels import compare_pictures
 from dig_rl.inspection.sheet import choose_pairs, contact_sheet
@@ -164,12 +163,6 @@ def test_nearly_the_same_picture_and_the_same_seed_are_warnings(tmp_path: Path) 
     near, seed = problems(check_folder(folder))
     assert near.startswith("warning: metadata.jsonl, line 2, pair p1: nearly the same reference picture as in pair p0")
     assert seed.startswith("warning: metadata.jsonl, line 3, pair p2: the same seed as in pair p0")
-
-
-def test_several_processes_find_what_one_finds(generated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pairs_module, "FEWEST_TO_SHARE", 0)
-    alone, shared = (figures_of(check_folder(generated, workers=workers)) for workers in (1, 2))
-    assert alone == shared
 
 
 class PageReader(HTMLParser):

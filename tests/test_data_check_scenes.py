@@ -16,6 +16,7 @@ from dig_rl.datagen.build import build_dataset
 from dig_rl.datagen.recipe import DataRecipe, EditKind
 from dig_rl.datagen.renderers import open_renderer
 from dig_rl.errors import DataError
+from dig_rl.inspection import pairs as pairs_module
 from dig_rl.inspection.check import check_folder, figures_of
 from dig_rl.inspection.masks import blender_ids, mask_problems, numpy_ids
 from dig_rl.inspection.sheet import contact_sheet
@@ -54,6 +55,12 @@ def test_moved_objects_and_unchanged_pairs_are_sound_where_they_are_allowed(draw
     refused = check_folder(drawn)
     assert [error.pair_id for error in refused.errors] == ["pair-00008", "pair-00009"]
     assert all("no difference at all" in error.problem and error.line for error in refused.errors)
+
+
+def test_several_processes_find_what_one_finds(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pairs_module, "FEWEST_TO_SHARE", 0)
+    alone, shared = (figures_of(check_folder(drawn, workers=workers, make_ids=numpy_ids)) for workers in (1, 2))
+    assert alone == shared and len(alone["errors"]) == 2 and alone["boxes_compared_with_drawn_scenes"]
 
 
 def test_the_command_draws_the_scenes_of_its_own_accord(
