@@ -24,8 +24,9 @@ ON_DATA = $(call option,--data,$(DATA)) $(call option,--split,$(SPLIT)) $(call o
   $(call option,--temperature,$(TEMPERATURE)) $(NAMED_CONFIG) $(SETTINGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-blender doctor demo data policy warmup train eval compare report reward-test reward-report \
-	curriculum-preview bench submit tensorboard test test-fast test-long test-pins lint clean need-python
+.PHONY: help setup setup-blender doctor demo data data-check data-import data-export policy warmup train eval compare \
+	report reward-test reward-report curriculum-preview bench bench-long submit tensorboard \
+	test test-fast test-long test-pins lint clean need-python
 
 help: ## list every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -49,9 +50,23 @@ doctor: setup ## versions, devices, memory, and whether they fit CONFIG=
 demo: setup setup-blender ## the whole thing, small: render, train through three stages, evaluate, report
 	@$(PY) -m launch.demo $(SETTINGS)
 
-data: setup setup-blender ## render image pairs: CONFIG= OUT= COUNT= WORKERS=
-	@$(PY) -m launch.data $(NAMED_CONFIG) \
-	  $(call option,--out,$(OUT)) $(call option,--count,$(COUNT)) $(call option,--workers,$(WORKERS))
+# A recipe with renderer = "numpy" needs no Blender.
+WITHOUT_BLENDER = $(shell grep -qsE '^renderer *= *"numpy"' $(call quote,$(CONFIG)) && echo yes)
+data: setup $(if $(WITHOUT_BLENDER),,setup-blender) ## render image pairs: CONFIG= OUT= COUNT= WORKERS= RAY=host:port|auto|local
+	@$(PY) -m launch.data $(NAMED_CONFIG) $(call option,--out,$(OUT)) \
+	  $(call option,--count,$(COUNT)) $(call option,--workers,$(WORKERS)) $(call option,--ray,$(RAY))
+
+data-check: setup ## is a data folder sound? writes a contact sheet: DATA= OUT= WORKERS= MASKS=numpy|blender|none SHEET_PAIRS= ALLOW_NO_CHANGE=1
+	@$(PY) -m launch.data_check $(call option,--data,$(DATA)) $(call option,--out,$(OUT)) $(call option,--workers,$(WORKERS)) \
+	  $(call option,--masks,$(MASKS)) $(call option,--sheet-pairs,$(SHEET_PAIRS)) $(if $(ALLOW_NO_CHANGE),--allow-no-change)
+
+data-import: setup ## a published data set, from a local copy, as a data folder: FORMAT= FROM= OUT= SPLIT= SKIP_BAD=1
+	@$(PY) -m launch.data_import $(call option,--format,$(FORMAT)) $(call option,--from,$(FROM)) \
+	  $(call option,--out,$(OUT)) $(call option,--split,$(SPLIT)) $(if $(SKIP_BAD),--skip-bad)
+
+data-export: setup ## a data folder for pycocotools, TRL or EasyR1: FORMAT=coco|trl|easyr1 DATA= OUT= CONFIG=
+	@$(PY) -m launch.data_export $(call option,--format,$(FORMAT)) $(call option,--data,$(DATA)) \
+	  $(call option,--out,$(OUT)) $(NAMED_CONFIG)
 
 policy: setup ## build a small policy with random weights: CONFIG= OUT=
 	@$(PY) -m launch.policy $(NAMED_CONFIG) $(call option,--out,$(OUT))
@@ -83,6 +98,9 @@ curriculum-preview: setup ## what a curriculum would draw from the data, as tabl
 
 bench: setup setup-blender ## our speed against named alternatives, into runs/bench: ONLY="names" RUN=
 	@$(PY) -m launch.bench $(if $(ONLY),--only $(call quote,$(ONLY))) $(NAMED_RUN)
+
+bench-long: setup setup-blender ## figures that take many minutes each, into runs/bench: ONLY="names"
+	@$(PY) -m launch.bench --long $(if $(ONLY),--only $(call quote,$(ONLY)))
 
 submit: setup ## send a run to a cluster: CONFIG= RUN= SET= TARGET=ray|slurm NODES= DRY_RUN=1
 	@$(PY) -m launch.submit --target '$(TARGET)' $(call option,--nodes,$(NODES)) $(if $(DRY_RUN),--dry-run) \

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dig_rl.errors import DataError
+from dig_rl.image_files import image_problem
 from dig_rl.types import BoxTarget, Example
 
 Split = Literal["train", "validation", "test"]
@@ -66,6 +67,18 @@ class PairRecord(_Record):
     seed: int | None
     """Seed from which the pair was made."""
     differences: tuple[DifferenceRecord, ...]
+
+
+class ScannedLine(NamedTuple):
+    """One line of `metadata.jsonl`, right or wrong."""
+
+    number: int
+    """Counted from 1."""
+    pair_id: str | None
+    """Also of a damaged line, where it can be found in it."""
+    record: PairRecord | None
+    """None where the line is no record."""
+    problems: tuple[str, ...]
 
 
 def target_box(box_a: Box | None, box_b: Box | None, box_target: BoxTarget) -> Box:
@@ -119,6 +132,20 @@ def load_examples(
 
 def read_records(folder: Path, *, allow_no_change: bool = False) -> list[tuple[int, PairRecord]]:
     """Parse and check every line, as (line number from 1, record); raises DataError at the first wrong one."""
+    records: list[tuple[int, PairRecord]] = []
+    for line in scan_records(folder, allow_no_change=allow_no_change):
+        if line.record is None or line.problems:
+            _fail(folder, line.number, line.pair_id, line.problems[0])
+        records.append((line.number, line.record))
+    return records
+
+
+def scan_records(folder: Path, *, allow_no_change: bool = False) -> Iterator[ScannedLine]:
+    """Parse and check every line; what is wrong with one stands beside it.
+
+    Raises:
+        DataError: there is no `metadata.jsonl` that can be read.
+    """
     path = folder / METADATA_NAME
     try:
         lines = path.read_bytes().splitlines()
@@ -126,31 +153,32 @@ def read_records(folder: Path, *, allow_no_change: bool = False) -> list[tuple[i
         raise DataError(
             f"cannot read {path}: {error.strerror}; name a data folder, or make one with `make data OUT={folder}`"
         ) from None
-    records: list[tuple[int, PairRecord]] = []
     seen: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
-        record = _parse_line(line, path, number)
-        if record.pair_id in seen:
-            _fail(path, number, record.pair_id, f"this pair id was used before, in line {seen[record.pair_id]}")
-        seen[record.pair_id] = number
-        _check_labels(record, path, number, allow_no_change)
-        records.append((number, record))
-    return records
+        record = _parse_line(line)
+        if isinstance(record, str):
+            found = _PAIR_ID.search(line.decode("utf-8", errors="replace"))
+            yield ScannedLine(number, found.group(1) if found else None, None, (record,))
+            continue
+        problems = _label_problems(record, allow_no_change)
+        first = seen.setdefault(record.pair_id, number)
+        if first != number:
+            problems.insert(0, f"this pair id was used before, in line {first}")
+        yield ScannedLine(number, record.pair_id, record, tuple(problems))
 
 
-def _parse_line(line: bytes, path: Path, number: int) -> PairRecord:
+def _parse_line(line: bytes) -> PairRecord | str:
+    """The record, or why the line is none."""
     try:
         text = line.decode("utf-8")
         values = json.loads(text, parse_constant=_refuse_constant)
         return PairRecord.model_validate_json(text, strict=True) if isinstance(values, dict) else _not_an_object(values)
     except ValidationError as error:
-        problem = "; ".join(_describe(item) for item in error.errors())
+        return "; ".join(_describe(item) for item in error.errors())
     except RecursionError:
-        problem = "nested too deeply"
+        return "nested too deeply"
     except ValueError as error:
-        problem = f"not one complete JSON object ({error}); is the file cut off?"
-    found = _PAIR_ID.search(line.decode("utf-8", errors="replace"))
-    _fail(path, number, found.group(1) if found else None, problem)
+        return f"not one complete JSON object ({error}); is the file cut off?"
 
 
 def _refuse_constant(text: str) -> NoReturn:
@@ -170,19 +198,20 @@ def _describe(problem: Any) -> str:
     return f"{where}: {problem['msg']}, found {problem['input']!r:.80}"
 
 
-def _check_labels(record: PairRecord, path: Path, number: int, allow_no_change: bool) -> None:
+def _label_problems(record: PairRecord, allow_no_change: bool) -> list[str]:
+    problems = []
     if record.num_differences != len(record.differences):
-        found = f"num_differences is {record.num_differences}, but {len(record.differences)} differences are listed"
-        _fail(path, number, record.pair_id, found)
+        listed = f"{len(record.differences)} differences are listed"
+        problems.append(f"num_differences is {record.num_differences}, but {listed}")
     if not record.differences and not allow_no_change:
-        problem = "no difference at all; such pairs need data.allow_no_change = true"
-        _fail(path, number, record.pair_id, problem)
+        problems.append("no difference at all; such pairs need data.allow_no_change = true")
     for index, difference in enumerate(record.differences):
         for name in ("box", "box_a", "box_b"):
             box = getattr(difference, name)
             if box is not None and not _inside(box, record.width, record.height):
                 expected = f"0 <= x_min < x_max <= {record.width} and 0 <= y_min < y_max <= {record.height}"
-                _fail(path, number, record.pair_id, f"differences.{index}.{name} {list(box)}: expected {expected}")
+                problems.append(f"differences.{index}.{name} {list(box)}: expected {expected}")
+    return problems
 
 
 def _inside(box: Box, width: int, height: int) -> bool:
@@ -192,23 +221,13 @@ def _inside(box: Box, width: int, height: int) -> bool:
 
 def _check_images(folder: Path, record: PairRecord, number: int) -> None:
     for name in (record.image_a_file_name, record.image_b_file_name):
-        where = folder / METADATA_NAME, number, record.pair_id
-        if not (folder / name).resolve().is_relative_to(folder):
-            _fail(*where, f"image {name} lies outside the data folder")
-        try:
-            with Image.open(folder / name) as image:
-                size = image.size
-                image.verify()
-        except FileNotFoundError:
-            _fail(*where, f"image {name} does not exist in {folder}")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            _fail(*where, f"image {name} is damaged ({error}); make or copy it again")
-        if size != (record.width, record.height):
-            _fail(*where, f"image {name} is {size[0]}x{size[1]}, the line says {record.width}x{record.height}")
+        problem = image_problem(folder, name, (record.width, record.height))
+        if problem:
+            _fail(folder, number, record.pair_id, f"image {name} {problem}")
 
 
-def _fail(path: Path, number: int, pair_id: str | None, problem: str) -> NoReturn:
-    raise DataError(f"{path}, line {number}, pair {pair_id or 'unknown'}: {problem}")
+def _fail(folder: Path, number: int, pair_id: str | None, problem: str) -> NoReturn:
+    raise DataError(f"{folder / METADATA_NAME}, line {number}, pair {pair_id or 'unknown'}: {problem}")
 
 
 def _example(folder: Path, record: PairRecord, box_target: BoxTarget) -> Example:

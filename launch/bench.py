@@ -15,6 +15,12 @@ from typing import Any
 from dig_rl.durable import write_durably
 from dig_rl.errors import ConfigError
 from launch.benchmarks.measurement import Measurement, Request
+from launch.benchmarks.rendering import (
+    pairs_per_minute,
+    render_memory_last_over_first,
+    render_over_cycles,
+    render_time_last_over_first,
+)
 from launch.benchmarks.scoring import pool_over_scorer, score_share_of_step, score_us_per_completion
 from launch.benchmarks.training import (
     peak_logprob_mib,
@@ -32,24 +38,34 @@ BENCHMARKS: dict[str, Callable[[Request], Measurement]] = {
     "step_over_pure_compute": step_over_pure_compute,
     "shared_prefix_vs_plain": shared_prefix_vs_plain,
     "peak_logprob_mib": peak_logprob_mib,
+    "pairs_per_minute": pairs_per_minute,
+    "render_over_cycles": render_over_cycles,
 }
+LONG_BENCHMARKS: dict[str, Callable[[Request], Measurement]] = {
+    "render_time_last_over_first": render_time_last_over_first,
+    "render_memory_last_over_first": render_memory_last_over_first,
+}
+"""For `make bench-long`: many minutes each."""
 
 
 def main() -> None:
     """Parse arguments, measure, print, and write after each figure."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--only", nargs="*", default=list(BENCHMARKS), metavar="NAME", help="some of them (ONLY=)")
+    parser.add_argument("--only", nargs="*", metavar="NAME", help="some of them (ONLY=)")
+    parser.add_argument("--long", action="store_true", help="those that take many minutes (make bench-long)")
     parser.add_argument("--run", help="finished run that shares are read from (RUN=; default: a tiny one is made)")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
     arguments = parser.parse_args()
-    unknown = [name for name in arguments.only if name not in BENCHMARKS]
+    offered = LONG_BENCHMARKS if arguments.long else BENCHMARKS
+    names = arguments.only or list(offered)
+    unknown = [name for name in names if name not in offered]
     if unknown:
-        raise ConfigError(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+        raise ConfigError(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(offered)}")
     path = arguments.runs_dir / "bench" / "bench.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     request = Request(runs_dir=arguments.runs_dir, run=arguments.run)
-    for name in arguments.only:
-        entry = as_entry(name, BENCHMARKS[name](request), arguments.run)
+    for name in names:
+        entry = as_entry(name, offered[name](request), arguments.run)
         write_durably(path, json.dumps(_with(_read(path), entry), indent=2) + "\n")
         print(describe(entry), flush=True)
     print(f"written to {path}")
@@ -57,7 +73,8 @@ def main() -> None:
 
 def as_entry(name: str, measured: Measurement, run: str | None = None) -> dict[str, Any]:
     """One entry of `bench.json`."""
-    command = f'make bench ONLY="{name}"' + (f" RUN={run}" if run else "")
+    target = "bench-long" if name in LONG_BENCHMARKS else "bench"
+    command = f'make {target} ONLY="{name}"' + (f" RUN={run}" if run else "")
     return {
         "name": name,
         "value": measured.value,

@@ -1,4 +1,4 @@
-"""Render a data folder of image pairs with Blender: `make data CONFIG= OUT= COUNT= WORKERS=`.
+"""Render a data folder of image pairs: `make data CONFIG= OUT= COUNT= WORKERS= RAY=`.
 
 Stop it whenever you like: finished pairs are kept, and the same command goes on.
 """
@@ -12,10 +12,10 @@ import signal
 import sys
 from pathlib import Path
 
-from dig_rl.datagen.build import build_dataset
+from dig_rl.datagen.build import MakePairs, fill_folder, make_pairs_in_threads
 from dig_rl.datagen.display import BuildDisplay
-from dig_rl.datagen.recipe import load_recipe
-from dig_rl.datagen.renderer import BlenderRenderer
+from dig_rl.datagen.recipe import DataRecipe, load_recipe
+from dig_rl.datagen.renderers import open_renderer
 from dig_rl.errors import DigRlError
 
 CORES = os.cpu_count() or 1
@@ -28,23 +28,36 @@ def read_options() -> argparse.Namespace:
     parser.add_argument(
         "--count", type=int, help="pairs over all splits, in the recipe's proportions (default: its own)"
     )
+    parser.add_argument("--workers", type=int, help="renderers at work at one time (default: one a core)")
     parser.add_argument(
-        "--workers", type=int, default=CORES, help="Blender processes (default: one a core, %(default)s)"
+        "--ray", metavar="ADDRESS", help="spread over a Ray cluster: host:port, auto, or local for a private one"
     )
     return parser.parse_args()
 
 
+def choose_makers(recipe: DataRecipe, workers: int | None, ray: str | None) -> MakePairs:
+    """Who renders: processes of this machine, or of every machine of a Ray cluster."""
+    render = functools.partial(open_renderer, recipe)
+    if ray:
+        from dig_rl.actors.render_pool import make_pairs_on_ray  # a second's import that only this needs
+
+        return functools.partial(make_pairs_on_ray, address=ray, make_renderer=render, workers=workers)
+    here = workers or CORES
+    render = functools.partial(render, threads=max(1, CORES // here))
+    return functools.partial(make_pairs_in_threads, make_renderer=render, workers=here)
+
+
 def main() -> int:
     options = read_options()
-    out, workers = options.out or Path("data") / Path(options.config).stem, max(1, options.workers)
+    out = options.out or Path("data") / Path(options.config).stem
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped like Ctrl-C
     display = BuildDisplay()
     try:
         recipe = load_recipe(options.config, options.count)
-        size = recipe.width, recipe.height, recipe.samples
-        make = functools.partial(BlenderRenderer, *size, threads=max(1, CORES // workers))
+        workers = max(1, options.workers) if options.workers is not None else None
+        make_pairs = choose_makers(recipe, workers, options.ray)
         with display:
-            worked = build_dataset(recipe, out, make_renderer=make, workers=workers, on_progress=display.update)
+            worked = fill_folder(recipe, out, make_pairs, display.update)
     except KeyboardInterrupt:
         print(f"stopped with {display.state} pairs finished; the same command goes on from there", file=sys.stderr)
         return 130
@@ -52,7 +65,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     how = f"made {display.made_here} at {display.pairs_per_minute:.0f} a minute" if worked else "already complete"
-    print(f"{out}: {recipe.num_pairs} pairs, {how}. Next: make train")
+    print(f"{out}: {recipe.num_pairs} pairs, {how}. Next: make data-check DATA='{out}'")
     return 0
 
 

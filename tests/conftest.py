@@ -33,14 +33,20 @@ def repo_root() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The twelve pairs of the tiny recipe, rendered by two Blenders; tests must not change them."""
+    out = tmp_path_factory.mktemp("tiny") / "data"
+    options = ["--config", "launch/configs/data/tiny.toml", "--out", str(out), "--workers", "2"]
+    subprocess.run([sys.executable, "-m", "launch.data", *options], cwd=ROOT, env=os.environ | ENVIRONMENT, check=True)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
     """Pairs rendered by Blender, and a policy warmed up on them by TRL until it writes lists of boxes."""
-    folder = tmp_path_factory.mktemp("tiny")
-    world = TinyWorld(data=folder / "data", policy=folder / "policy")
+    folder = tmp_path_factory.mktemp("world")
+    world = TinyWorld(data=tiny_data, policy=folder / "policy")
     environment = os.environ | ENVIRONMENT
-    data_config = ROOT / "launch" / "configs" / "data" / "tiny.toml"
-    render = [sys.executable, "-m", "launch.data", "--config", str(data_config), "--out", str(world.data)]
-    subprocess.run(render, cwd=ROOT, env=environment, check=True)
     start = build_tiny_policy(folder / "start")
     warm_up = [sys.executable, "-m", "launch.warmup", "--config", str(CONFIG)]
     settings = ["--set", *world.overrides(f'warmup.start="{start}"')]

@@ -30,12 +30,17 @@ def free_ports(count: int) -> list[int]:
 def running_ray_head() -> Iterator[dict[str, str]]:
     """A Ray head of our own that asks for a token of our own; yields what a client's environment needs.
 
-    It is stopped by the process that started it and by nothing broader.
+    GCS_ADDRESS is where drivers join it, RAY_ADDRESS where jobs are submitted. It is stopped by the process that
+    started it and by nothing broader.
     """
     folder = Path(tempfile.mkdtemp(prefix="digray", dir="/tmp"))  # socket paths must stay short
     (folder / "token").write_text(secrets.token_hex(32))
     port, dashboard, agent = free_ports(3)
-    client = {"RAY_ADDRESS": f"http://127.0.0.1:{dashboard}", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
+    client = {
+        "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}",
+        "GCS_ADDRESS": f"127.0.0.1:{port}",
+        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+    }
     command = [
         str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1",
         f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}",

@@ -18,6 +18,7 @@ from dig_rl.adapters import easyr1, trl, verl
 from dig_rl.adapters.answer_scorer import AnswerScorer, ground_truth
 from dig_rl.errors import ConfigError, DataError, PluginError
 from dig_rl.types import Example
+from tests.test_data import folder_with, pair
 from tests.test_scoring import CORNERS, ROOT, answer, scores
 
 EXAMPLE = Example("pair-1", "/a.png", "/b.png", (1000, 1000), tuple(CORNERS[:2]), ("color", "add"), "train")
@@ -151,24 +152,20 @@ def test_mistakes_in_the_other_trainers_config_are_named() -> None:
 
 @pytest.mark.slow
 def test_one_real_step_of_trl_with_two_images(random_policy: Path, tmp_path: Path) -> None:
-    from datasets import Dataset, Image
-    from datasets import Sequence as ListOf
-    from PIL import Image as Picture
+    from datasets import load_dataset
     from trl import GRPOConfig, GRPOTrainer
 
     from dig_rl.config import PolicyConfig
+    from dig_rl.exchange.parquet import export_parquet
     from dig_rl.policy.load import load_frontend, load_model
-    from dig_rl.prompts import instruction
 
-    noise = np.random.default_rng(0).integers(0, 255, (2, 64, 96, 3), dtype=np.uint8)
-    for side, pixels in zip("ab", noise, strict=True):
-        Picture.fromarray(pixels).save(tmp_path / f"{side}.png")
     policy = PolicyConfig(path=str(random_policy))
     frontend = load_frontend(policy, "union")
-    example = Example("pair-1", "", "", (96, 64), ((8.0, 8.0, 40.0, 40.0),), ("color",), "train")
-    prompt = [{"role": "user", "content": instruction("union", frontend.frame)}]
-    images = [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
-    row = {"prompt": prompt, "images": images, "ground_truth": ground_truth(example)}
+    folder_with(tmp_path / "data", *(pair(f"p{number}") for number in (1, 2)))
+    export_parquet("trl", tmp_path / "data", tmp_path / "parquet", frame=frontend.frame)
+    exported = load_dataset(
+        "parquet", data_files=str(tmp_path / "parquet/train.parquet"), split="train", cache_dir=str(tmp_path / "cache")
+    )
     seen: list[int] = []
     format_term = "rewards/answer_format.py:answer_format"
     total = trl.reward_function("", **OPTIONS)
@@ -195,7 +192,7 @@ def test_one_real_step_of_trl_with_two_images(random_policy: Path, tmp_path: Pat
             report_to=[],
             seed=0,
         ),
-        train_dataset=Dataset.from_list([row] * 4).cast_column("images", ListOf(Image())),
+        train_dataset=exported,
         processing_class=frontend.processor,
     )
     trainer.train()

@@ -180,6 +180,18 @@ def test_a_renderer_that_fails_ends_the_build_and_keeps_what_is_done(tmp_path: P
     assert hashes(tmp_path) == reference
 
 
+def test_two_versions_of_a_renderer_do_not_share_a_folder(tmp_path: Path, reference: dict[str, str]) -> None:
+    class Newer(FlatRenderer):
+        version = "flat 2"
+
+    with pytest.raises(KeyboardInterrupt):
+        build_dataset(RECIPE, tmp_path, make_renderer=flat, on_progress=stop_after(4))
+    with pytest.raises(DataError, match=r"pair-0000\d was drawn by flat 2, pair-00000 by flat; use one version"):
+        build_dataset(RECIPE, tmp_path, make_renderer=lambda: Newer(48, 48, 2.0))
+    build_dataset(RECIPE, tmp_path, make_renderer=flat)
+    assert hashes(tmp_path) == reference
+
+
 def test_an_impossible_recipe_says_why(tmp_path: Path) -> None:
     values: dict[str, Any] = {"max_attempts": 20, "rules": {"min_visible_px": 1e5}}
     recipe = DataRecipe.model_validate({**RECIPE.model_dump(), **values})

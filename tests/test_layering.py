@@ -37,13 +37,19 @@ LIGHT = [
     "algo.advantages",
     "datagen.build",
     "datagen.edits",
+    "datagen.foresight",
     "datagen.labels",
+    "datagen.numpy_renderer",
     "datagen.renderer",
     "datagen.sampling",
     "datagen.scene",
     "evaluation.comparison",
     "evaluation.detection",
     "evaluation.overview",
+    "exchange.coco",
+    "exchange.importing",
+    "image_files",
+    "inspection.check",
 ]
 
 IMPORT_ALL = """

@@ -10,8 +10,10 @@ import contextlib
 import importlib
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -93,6 +95,37 @@ class Pending:
     ref: Any
 
 
+def connect(address: str | None, num_slots: int) -> None:
+    """Start a private Ray, or join one; `ray.shutdown()` leaves it.
+
+    Args:
+        address: of the Ray to join, `local` for a private one; None means RAY_ADDRESS, or else a private one.
+        num_slots: CPU slots that a private one offers at least.
+
+    Raises:
+        ClusterError: Ray cannot be started or reached.
+    """
+    # When one actor fails, others fail with it: the first error is the message, the rest would bury it.
+    os.environ |= MANNERS | {"RAY_worker_niceness": "0", "RAY_IGNORE_UNHANDLED_ERRORS": "1"}
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address == "local":
+        options |= {"num_cpus": max(os.cpu_count() or 1, num_slots), "include_dashboard": False}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        _check_that_somebody_listens(address)
+        with contextlib.redirect_stderr(sys.stdout if address == "local" else sys.stderr):
+            ray.init(address=address, **options)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
+        raise ClusterError(
+            f"cannot {'start' if address == 'local' else 'reach'} Ray ({address}): {error}; check the address "
+            "(cluster.address, RAY_ADDRESS, RAY=), free ports on loopback, and space in the temporary folder"
+        ) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts one of its own, which knows nothing of us
+
+
 class Cluster:
     """A Ray cluster for one run; a context manager that ends every actor it started."""
 
@@ -112,21 +145,7 @@ class Cluster:
         self._actors: list[Actor] = []
         self._building: list[Pending] = []
         log_dir.mkdir(parents=True, exist_ok=True)
-        # When one actor fails, others fail with it: the first error is the message, the rest would bury it.
-        os.environ |= MANNERS | {"RAY_worker_niceness": "0", "RAY_IGNORE_UNHANDLED_ERRORS": "1"}
-        address = config.address or os.environ.get("RAY_ADDRESS") or "local"
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if address == "local":
-            options |= {"num_cpus": max(os.cpu_count() or 1, num_actors), "include_dashboard": False}
-        try:
-            _check_that_somebody_listens(address)
-            with contextlib.redirect_stderr(sys.stdout if address == "local" else sys.stderr):
-                ray.init(address=address, **options)
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
-            raise ClusterError(
-                f"cannot {'start' if address == 'local' else 'reach'} Ray ({address}): {error}; "
-                "check cluster.address, RAY_ADDRESS, free ports on loopback, and space in the temporary folder"
-            ) from error
+        connect(config.address, num_actors)
 
     @property
     def ray_version(self) -> str:

@@ -7,6 +7,7 @@ goes.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import io
@@ -14,6 +15,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -23,12 +25,13 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dig_rl.data import METADATA_NAME, PairRecord
+from dig_rl.datagen.labels import CHANGED_LEVELS
 from dig_rl.datagen.pairs import FinishedPair, PairTask
 from dig_rl.datagen.recipe import DataRecipe
 from dig_rl.errors import ConfigError, DataError
 from dig_rl.layers import differing_keys
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 """Raised whenever one recipe would give other files than before."""
 MANIFEST_NAME = "manifest.json"
 
@@ -40,8 +43,45 @@ class PairReceipt(BaseModel):
 
     record: PairRecord
     rejections: dict[str, int]
+    renderer: str
+    """Name and version of what drew it."""
+    share_explained: float | None
+    """Share of the changed pixels that lie in labelled boxes grown by one pixel; None when no pixel has changed."""
     sha256: dict[str, str]
     """Of each file of the pair, by its path in the data folder."""
+
+
+@dataclass(frozen=True)
+class PackedPair:
+    """A finished pair as the bytes that go into the folder, wherever it was made."""
+
+    receipt: PairReceipt
+    files: dict[str, bytes]
+    """Contents by path in the data folder."""
+
+
+def pack_pair(pair: FinishedPair, renderer: str) -> PackedPair:
+    """Encode a pair's files.
+
+    Args:
+        pair: what to encode.
+        renderer: name and version of what drew it.
+    """
+    record = pair.record
+    files = {
+        record.image_a_file_name: encode_png(pair.images[0]),
+        record.image_b_file_name: encode_png(pair.images[1]),
+        f"scenes/{record.pair_id}.json": _json(pair.scenes),
+    }
+    sha256 = {name: _sha256(contents) for name, contents in files.items()}
+    receipt = PairReceipt(
+        record=record,
+        rejections=dict(pair.rejections),
+        renderer=renderer,
+        share_explained=pair.share_explained,
+        sha256=sha256,
+    )
+    return PackedPair(receipt, files)
 
 
 class BuildFolder:
@@ -106,30 +146,18 @@ class BuildFolder:
             return None
         return receipt if intact else None
 
-    def add(self, pair: FinishedPair) -> PairReceipt:
+    def add(self, pair: PackedPair) -> None:
         """Write a pair's files and, when they are in place, its receipt.
 
         Raises:
             DataError: a file cannot be written.
         """
-        record = pair.record
-        files = {
-            record.image_a_file_name: encode_png(pair.images[0]),
-            record.image_b_file_name: encode_png(pair.images[1]),
-            f"scenes/{record.pair_id}.json": _json(pair.scenes),
-        }
-        for name, contents in files.items():
+        for name, contents in pair.files.items():
             self._write(name, contents, self.out)
-        receipt = PairReceipt(
-            record=record,
-            rejections=dict(pair.rejections),
-            sha256={name: _sha256(contents) for name, contents in files.items()},
-        )
-        receipt_path = self._receipt_path(record.pair_id)
-        self._write(receipt_path.name, receipt.model_dump_json().encode(), receipt_path.parent)
-        return receipt
+        receipt_path = self._receipt_path(pair.receipt.record.pair_id)
+        self._write(receipt_path.name, pair.receipt.model_dump_json().encode(), receipt_path.parent)
 
-    def finish(self, receipts: Sequence[PairReceipt], renderer_version: str) -> None:
+    def finish(self, receipts: Sequence[PairReceipt]) -> None:
         """Write `metadata.jsonl` and `manifest.json` from the receipts of all pairs, and remove `.building/`."""
         metadata = "".join(receipt.record.model_dump_json() + "\n" for receipt in receipts).encode()
         rejections: Counter[str] = Counter()
@@ -140,12 +168,13 @@ class BuildFolder:
         sha256 = {name: value for receipt in receipts for name, value in receipt.sha256.items()}
         manifest = {
             "generator_version": GENERATOR_VERSION,
-            "renderer": renderer_version,
+            "renderer": receipts[0].renderer,
             "recipe": self._recipe,
             "num_pairs": len(receipts),
             "pairs_by_split": dict(sorted(Counter(receipt.record.split for receipt in receipts).items())),
             "differences_by_kind": dict(sorted(kinds.items())),
             "rejections": dict(sorted(rejections.items())),
+            "changed_px_explained": _summary({item.record.pair_id: item.share_explained for item in receipts}),
             "sha256": dict(sorted({**sha256, METADATA_NAME: _sha256(metadata)}.items())),
         }
         self._write(METADATA_NAME, metadata, self.out)
@@ -165,6 +194,8 @@ class BuildFolder:
             partial.write_bytes(contents)
             partial.replace(folder / name)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                partial.unlink()
             raise DataError(
                 f"cannot write {folder / name}: {error.strerror}; free some space or name another folder with OUT=, "
                 "finished pairs are kept and the same command goes on"
@@ -189,6 +220,16 @@ def encode_png(picture: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def _summary(shares: dict[str, float | None]) -> dict[str, Any]:
+    """Mean, quantiles and values of the pairs that have one."""
+    by_pair = {pair_id: round(share, 4) for pair_id, share in shares.items() if share is not None}
+    values = list(by_pair.values())
+    levels = {"least": 0.0, "p05": 0.05, "median": 0.5}
+    figures = {name: round(float(np.quantile(values, level)), 4) if values else None for name, level in levels.items()}
+    mean = round(float(np.mean(values)), 4) if values else None
+    return {"changed_levels": CHANGED_LEVELS, "mean": mean, **figures, "by_pair": by_pair}
 
 
 def _json(values: dict[str, Any]) -> bytes:

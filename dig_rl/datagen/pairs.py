@@ -1,4 +1,4 @@
-"""One pair: sample, edit, look at ids, render, label; again until nothing speaks against it."""
+"""One pair: sample, edit, foresee, look at ids, render, label; again until nothing speaks against it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,19 @@ from typing import Any
 import numpy as np
 
 from dig_rl.data import PairRecord, Split
-from dig_rl.datagen.edits import Edit, edit_scene
-from dig_rl.datagen.labels import IdPicture, Rejection, label_differences, rejection_by_color, rejection_by_ids
-from dig_rl.datagen.recipe import DataRecipe
+from dig_rl.datagen.edits import Edit, PlannedChange, edit_scene, plan_changes, sizes_needed
+from dig_rl.datagen.labels import (
+    IdPicture,
+    Rejection,
+    label_differences,
+    rejection_by_color,
+    rejection_by_foresight,
+    rejection_by_ids,
+    share_explained,
+)
+from dig_rl.datagen.recipe import DataRecipe, differences_of
 from dig_rl.datagen.renderer import Renderer
-from dig_rl.datagen.sampling import sample_scene
+from dig_rl.datagen.sampling import jitter, sample_scene
 from dig_rl.datagen.scene import Scene, scene_to_json
 from dig_rl.errors import ConfigError
 
@@ -25,9 +33,16 @@ class PairTask:
 
     pair_id: str
     split: Split
-    num_differences: int
+    changes: tuple[PlannedChange, ...]
     seed: int
     """In [0, 2**48)."""
+    num_objects: int | None = None
+    """Of the reference scene, kept over all tries like the changes; None for any number of the recipe's."""
+
+    @property
+    def num_differences(self) -> int:
+        """What the changes count together; a move counts 2."""
+        return sum(differences_of(change.kind) for change in self.changes)
 
 
 @dataclass(frozen=True)
@@ -41,6 +56,8 @@ class FinishedPair:
     """Both scenes and the edits as JSON values."""
     rejections: Counter[Rejection]
     """Tries thrown away before this pair, by reason."""
+    share_explained: float | None
+    """Share of the changed pixels that lie in labelled boxes grown by one pixel; None when no pixel has changed."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +71,37 @@ class _Candidate:
 def plan_pairs(recipe: DataRecipe) -> list[PairTask]:
     """Every pair of the recipe in the order of `metadata.jsonl`.
 
-    Pair ids, and so file names, say nothing of the split: `datasets` takes a file named `train-...` for a split of its
-    own and then ignores `metadata.jsonl`.
+    Kinds, and numbers of objects, are planned evenly among the pairs of a split that have as many differences; more
+    pairs leave the first ones as they are. Pair ids, and so file names, say nothing of the split: `datasets` takes a
+    file named `train-...` for a split of its own and then ignores `metadata.jsonl`.
     """
     tasks: list[PairTask] = []
     for split, counts in recipe.splits.items():
-        changes = [number for number, pairs in sorted(counts.items()) for _ in range(pairs)]
-        for index, number in enumerate(changes):
-            seed = _pair_seed(recipe.seed, split, index)
-            tasks.append(PairTask(f"pair-{len(tasks):05d}", split, number, seed))
+        index = 0
+        for number, pairs in sorted(counts.items()):
+            rng = np.random.default_rng(_pair_seed(recipe.seed, f"{split}/kinds", number))
+            planned: Counter[PlannedChange] = Counter()
+            sizes: Counter[int] = Counter()
+            for _ in range(pairs):
+                changes = plan_changes(rng, number, recipe.kinds, planned)
+                num_objects = _plan_num_objects(rng, recipe, changes, sizes)
+                seed = _pair_seed(recipe.seed, split, index)
+                tasks.append(PairTask(f"pair-{len(tasks):05d}", split, changes, seed, num_objects))
+                index += 1
     return tasks
+
+
+def _plan_num_objects(
+    rng: np.random.Generator, recipe: DataRecipe, changes: tuple[PlannedChange, ...], planned: Counter[int]
+) -> int:
+    """A number of objects that was planned least so far, of those that leave an object for every change."""
+    fewest, most = recipe.num_objects
+    fitting = range(max(fewest, len(sizes_needed(changes))), most + 1)
+    least = min(planned[number] for number in fitting)
+    options = [number for number in fitting if planned[number] == least]
+    chosen = options[int(rng.integers(len(options)))]
+    planned[chosen] += 1
+    return chosen
 
 
 def make_pair(task: PairTask, recipe: DataRecipe, renderer: Renderer) -> FinishedPair:
@@ -88,20 +126,25 @@ def make_pair(task: PairTask, recipe: DataRecipe, renderer: Renderer) -> Finishe
 def _try_pair(
     rng: np.random.Generator, task: PairTask, recipe: DataRecipe, renderer: Renderer
 ) -> _Candidate | Rejection:
-    scene_a = sample_scene(rng, recipe)
-    edited = edit_scene(rng, scene_a, task.num_differences, recipe)
+    scene_a = sample_scene(rng, recipe, sizes_needed(task.changes), task.num_objects)
+    edited = edit_scene(rng, scene_a, task.changes, recipe)
     if edited is None:
         return "no_room"
     scene_b, edits = edited
-    scenes = (scene_a, scene_b)
+    scenes = (scene_a, jitter(rng, scene_b, recipe.distractors))
     changed = [edit.object_id for edit in edits]
     ids_a, ids_b = ({item.object_id for item in scene.objects} for scene in scenes)
+    rejection = rejection_by_foresight(edits, scenes, (recipe.width, recipe.height), recipe.rules)
+    if rejection:
+        return rejection
     picture_a, picture_b = (_look(renderer, scene, changed) for scene in scenes)
     rejection = rejection_by_ids(edits, (ids_a, ids_b), picture_a, picture_b, recipe.rules)
     if rejection:
         return rejection
-    noise_seed = task.seed % 2**31
-    images = (renderer.render_beauty(scene_a, noise_seed), renderer.render_beauty(scene_b, noise_seed))
+    noise_a = noise_b = task.seed % 2**31
+    if recipe.distractors.new_noise:
+        noise_b = int(rng.integers(2**31))
+    images = (renderer.render_beauty(scenes[0], noise_a), renderer.render_beauty(scenes[1], noise_b))
     rejection = rejection_by_color(edits, images, picture_a, picture_b, recipe.rules)
     return rejection or _Candidate(scenes, edits, (picture_a, picture_b), images)
 
@@ -113,6 +156,7 @@ def _look(renderer: Renderer, scene: Scene, changed: list[int]) -> IdPicture:
 
 
 def _finish(task: PairTask, recipe: DataRecipe, candidate: _Candidate, rejections: Counter[Rejection]) -> FinishedPair:
+    differences = label_differences(candidate.edits, *candidate.pictures, recipe.box_target)
     record = PairRecord(
         image_a_file_name=f"images/{task.pair_id}_a.png",
         image_b_file_name=f"images/{task.pair_id}_b.png",
@@ -122,7 +166,7 @@ def _finish(task: PairTask, recipe: DataRecipe, candidate: _Candidate, rejection
         num_differences=task.num_differences,
         split=task.split,
         seed=task.seed,
-        differences=label_differences(candidate.edits, *candidate.pictures, recipe.box_target),
+        differences=differences,
     )
     scene_a, scene_b = candidate.scenes
     scenes = {
@@ -131,7 +175,8 @@ def _finish(task: PairTask, recipe: DataRecipe, candidate: _Candidate, rejection
         "scene_a": scene_to_json(scene_a),
         "scene_b": scene_to_json(scene_b),
     }
-    return FinishedPair(record, candidate.images, scenes, rejections)
+    explained = share_explained(candidate.images, differences)
+    return FinishedPair(record, candidate.images, scenes, rejections, explained)
 
 
 def _pair_seed(seed: int, split: str, index: int) -> int:

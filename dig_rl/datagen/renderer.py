@@ -70,6 +70,8 @@ class BlenderRenderer:
         samples: int,
         *,
         threads: int = 1,
+        device: str = "cpu",
+        isolated: bool = False,
         python: Path = BLENDER_PYTHON,
         server: Path = RENDER_SERVER,
         requests_per_process: int = 2000,
@@ -82,6 +84,9 @@ class BlenderRenderer:
             height: pixels of every picture.
             samples: light paths a pixel of a beauty picture.
             threads: CPU threads of Cycles; pictures do not depend on it.
+            device: `cpu`, `cuda`, `optix` or `metal`.
+            isolated: beauty pictures without shadows and bounces and with the smallest pixel filter, so that a pixel
+                depends on nothing but what it shows; for tests.
             python: interpreter of the environment that has Blender.
             server: the program that it runs.
             requests_per_process: pictures before Blender is started afresh.
@@ -94,8 +99,8 @@ class BlenderRenderer:
             raise RenderError(f"Blender's environment is missing ({python} does not exist); run `make setup-blender`")
         self.seconds_in_cycles = 0.0
         self._picture = {"width": width, "height": height}
-        self._samples = samples
-        self._command = [str(python), "-u", str(server), "--threads", str(threads)]
+        self._beauty = {"op": "beauty", "samples": samples, "isolated": isolated}
+        self._command = [str(python), "-u", str(server), "--threads", str(threads), "--device", device]
         self._requests_per_process = requests_per_process
         self._timeout_s = timeout_s + 1e-4 * width * height * samples
         self._folder = tempfile.TemporaryDirectory(prefix="dig-rl-render-")
@@ -138,8 +143,7 @@ class BlenderRenderer:
         Raises:
             RenderError: Blender failed twice.
         """
-        request = {"op": "beauty", "scene": describe(scene), "samples": self._samples, "seed": seed}
-        return self._render(request, mode="RGB")
+        return self._render({**self._beauty, "scene": describe(scene), "seed": seed}, mode="RGB")
 
     def interrupt(self) -> None:
         """Make a request that another thread is waiting for raise RenderError soon, and every later one too."""
@@ -164,8 +168,14 @@ class BlenderRenderer:
                 raise
             answer = self._ask(line)
         self.seconds_in_cycles += answer["seconds"]
-        with Image.open(output) as picture:
-            return np.array(picture.convert(mode))
+        try:
+            with Image.open(output) as picture:
+                return np.array(picture.convert(mode))
+        except OSError as error:
+            raise RenderError(
+                f"Blender's picture cannot be read back ({error}); is the disk of {tempfile.gettempdir()} full? "
+                "TMPDIR names another folder"
+            ) from None
 
     def _ask(self, line: bytes) -> dict[str, Any]:
         if self._closed:
@@ -174,7 +184,8 @@ class BlenderRenderer:
             self._stop()
         try:
             if self._process is None:
-                self._process, self._num_answered = _BlenderProcess(self._command, self._timeout_s), 0
+                self._process = _BlenderProcess(self._command, self._timeout_s, Path(self._folder.name))
+                self._num_answered = 0
                 if self._closed:  # by an interrupt that came too early to find the process
                     raise RenderError("the renderer is closed")
                 self._process.wait_until_ready()
@@ -196,10 +207,11 @@ class BlenderRenderer:
 class _BlenderProcess:
     """One running render server."""
 
-    def __init__(self, command: list[str], timeout_s: float) -> None:
+    def __init__(self, command: list[str], timeout_s: float, folder: Path) -> None:
         self._timeout_s = timeout_s
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+        environment["TMPDIR"] = str(folder)  # Blender makes a folder there, and a killed one leaves it
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -212,7 +224,10 @@ class _BlenderProcess:
 
     def wait_until_ready(self) -> None:
         """Wait for the first line, which names the version."""
-        version = self._read_answer("starting").get("ready")
+        answer = self._read_answer("starting")
+        if "error" in answer:
+            raise RenderError(f"{answer['error']}; choose another `device` in the recipe, cpu works everywhere")
+        version = answer.get("ready")
         if version != BLENDER_VERSION:
             raise RenderError(f"Blender's bpy is {version}, expected {BLENDER_VERSION}; run `make setup-blender`")
 

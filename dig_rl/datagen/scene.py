@@ -5,8 +5,12 @@ Metres and degrees; the ground is z = 0, z points up, the camera looks along +y.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from dig_rl.errors import DataError
 
@@ -28,22 +32,41 @@ COLORS_SRGB = {
 }
 """Source: the palette of CLEVR (facebookresearch/clevr-dataset-gen, data/properties.json)."""
 
-Vector = tuple[float, float, float]
+MAX_NUMBER = 1e6
+"""Metres, degrees and watts stay below this."""
+
+
+def _one_of(names: Iterable[str]) -> AfterValidator:
+    def check(value: str) -> str:
+        if value not in names:
+            raise ValueError(f"expected one of {', '.join(names)}")
+        return value
+
+    return AfterValidator(check)
+
+
+Number = Annotated[float, Field(gt=-MAX_NUMBER, lt=MAX_NUMBER)]
+Level = Annotated[int, Field(ge=0, le=255)]
+Vector = tuple[Number, Number, Number]
+_STRICT = ConfigDict(extra="forbid", strict=True)
+"""For scenes that are read; making one in Python checks nothing."""
 
 
 @dataclass(frozen=True)
 class SceneObject:
     """One object standing on the ground."""
 
-    object_id: int
-    """1..255, unique within a pair of scenes: the same id is the same object."""
-    shape: str
-    color: str
-    material: str
-    size: str
-    x_m: float
-    y_m: float
-    yaw_deg: float
+    __pydantic_config__: ClassVar = _STRICT
+
+    object_id: Annotated[int, Field(ge=1, le=255)]
+    """Unique within a pair of scenes: the same id is the same object."""
+    shape: Annotated[str, _one_of(SHAPES)]
+    color: Annotated[str, _one_of(COLORS_SRGB)]
+    material: Annotated[str, _one_of(MATERIALS)]
+    size: Annotated[str, _one_of(SIZES_M)]
+    x_m: Number
+    y_m: Number
+    yaw_deg: Number
     """Rotation about the vertical, in [0, 360)."""
 
     @property
@@ -56,35 +79,41 @@ class SceneObject:
 class Camera:
     """A pinhole camera; the whole sensor is always in the picture, whatever the picture's aspect."""
 
+    __pydantic_config__: ClassVar = _STRICT
+
     position_m: Vector
     look_at_m: Vector
-    focal_length_mm: float = 54.0
-    sensor_width_mm: float = 36.0
-    sensor_height_mm: float = 24.0
+    focal_length_mm: Number = 54.0
+    sensor_width_mm: Number = 36.0
+    sensor_height_mm: Number = 24.0
 
 
 @dataclass(frozen=True)
 class DiskLight:
     """A glowing disk."""
 
+    __pydantic_config__: ClassVar = _STRICT
+
     position_m: Vector
     look_at_m: Vector
-    diameter_m: float
-    power_w: float
-    srgb: tuple[int, int, int]
+    diameter_m: Number
+    power_w: Number
+    srgb: tuple[Level, Level, Level]
 
 
 @dataclass(frozen=True)
 class Scene:
     """Everything a renderer needs to draw one picture."""
 
-    objects: tuple[SceneObject, ...]
+    __pydantic_config__: ClassVar = _STRICT
+
+    objects: Annotated[tuple[SceneObject, ...], Field(max_length=255)]
     camera: Camera
-    lights: tuple[DiskLight, ...]
-    sky_srgb: tuple[int, int, int]
-    sky_strength: float
+    lights: Annotated[tuple[DiskLight, ...], Field(max_length=255)]
+    sky_srgb: tuple[Level, Level, Level]
+    sky_strength: Number
     """Radiance of the even sky, in units of its colour."""
-    ground_srgb: tuple[int, int, int]
+    ground_srgb: tuple[Level, Level, Level]
     version: int = SCENE_VERSION
 
 
@@ -97,19 +126,16 @@ def scene_from_json(values: dict[str, Any]) -> Scene:
     """Rebuild a scene.
 
     Raises:
-        DataError: the version is not ours, or a key is missing or unknown.
+        DataError: the version is not ours, a key is missing or unknown, or a value cannot be drawn.
     """
     if values.get("version") != SCENE_VERSION:
         raise DataError(f"scene version {values.get('version')!r}: this dig-rl reads version {SCENE_VERSION}")
     try:
-        parts = _with_tuples(values)
-        parts["objects"] = tuple(SceneObject(**item) for item in values["objects"])
-        parts["camera"] = Camera(**_with_tuples(values["camera"]))
-        parts["lights"] = tuple(DiskLight(**_with_tuples(light)) for light in values["lights"])
-        return Scene(**parts)
-    except (TypeError, KeyError) as error:
-        raise DataError(f"not a scene of version {SCENE_VERSION}: {error}") from None
+        return _SCENE.validate_json(json.dumps(values))
+    except ValidationError as error:
+        (first, *_) = error.errors()
+        where = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"not a scene of version {SCENE_VERSION}: {where}: {first['msg']}") from None
 
 
-def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+_SCENE = TypeAdapter(Scene)

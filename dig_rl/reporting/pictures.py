@@ -159,8 +159,8 @@ def _as_boxes(boxes_px: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
 def _picture(pair_id: str, predictions: dict[str, _Prediction], rule: MatchRule) -> PictureOfPair:
     any_prediction = next(iter(predictions.values()))
     try:
-        size_px, image_a = _embed(Path(any_prediction.image_a))
-        _, image_b = _embed(Path(any_prediction.image_b))
+        size_px, image_a = embed_image(Path(any_prediction.image_a))
+        _, image_b = embed_image(Path(any_prediction.image_b))
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         return PictureOfPair(pair_id, None, "", "", f"the images cannot be shown: {error}", ())
     answers = []
@@ -170,8 +170,12 @@ def _picture(pair_id: str, predictions: dict[str, _Prediction], rule: MatchRule)
     return PictureOfPair(pair_id, size_px, image_a, image_b, None, tuple(answers))
 
 
-def _embed(path: Path) -> tuple[tuple[int, int], str]:
-    """(width, height) of the stored image, and the image as a data URI: PNG if small, else a shrunk JPEG."""
+def embed_image(path: Path) -> tuple[tuple[int, int], str]:
+    """(width, height) of the stored image, and the image as a data URI: PNG if small, else a shrunk JPEG.
+
+    Raises:
+        OSError, ValueError, Image.DecompressionBombError: the image cannot be read.
+    """
     with Image.open(path) as opened:
         image = opened.convert("RGB")
     size_px = image.size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ INK = "#1f2933"
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe and Ito's colours: distinct for colour-blind readers."""
 
-STYLE = {
+STYLE: dict[str, Any] = {
     "axes.edgecolor": "#b8c2cc",
     "axes.labelcolor": INK,
     "axes.spines.right": False,
@@ -64,7 +65,7 @@ def curves(lines: Lines, names: Sequence[str], *, unit: str, size_in: tuple[floa
             _draw_curve(axes, steps, values, starts, label=name, color=color, width=2.2 if index == 0 else 1.4)
         if several:
             axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-        return _to_svg(figure)
+        return to_svg(figure)
 
 
 def phase_areas(lines: Lines, phases: Sequence[str]) -> str | None:
@@ -87,7 +88,7 @@ def phase_areas(lines: Lines, phases: Sequence[str]) -> str | None:
             axes.stairs(bottom + layer, edges, baseline=bottom, fill=True, color=color, label=phase)
             bottom = bottom + layer
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), reverse=True)
-        return _to_svg(figure)
+        return to_svg(figure)
 
 
 def _training_steps(lines: Lines) -> Lines:
@@ -159,7 +160,13 @@ def _thinned(*rows: np.ndarray) -> list[np.ndarray]:
     return [np.add.reduceat(row, starts) / counts for row in rows]
 
 
-def _to_svg(figure: Figure) -> str:
+def to_svg(figure: Figure) -> str:
+    """The figure as SVG text without a date: the same figure gives the same text."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return buffer.getvalue()
+
+
+def svg_data_uri(svg: str) -> str:
+    """SVG text as the address of an image that a page carries in itself."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"

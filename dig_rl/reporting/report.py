@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -154,11 +153,7 @@ def _plots(lines: plots.Lines) -> list[tuple[str, str, bool]]:
     drawn = [("Reward and its parts", plots.curves(lines, shown, unit="reward", size_in=plots.WIDE_IN), True)]
     drawn += [(title, plots.curves(lines, names, unit=unit), False) for title, names, unit in _CURVES]
     drawn.append(("Time by phase", plots.phase_areas(lines, [phase for phase in PHASES if phase != "evaluate"]), True))
-    return [(title, _data_uri(svg), wide) for title, svg, wide in drawn if svg is not None]
-
-
-def _data_uri(svg: str) -> str:
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
+    return [(title, plots.svg_data_uri(svg), wide) for title, svg, wide in drawn if svg is not None]
 
 
 def _number(value: float | None) -> str:

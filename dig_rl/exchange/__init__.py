@@ -1,0 +1,1 @@
+"""Other people's data sets into our data folder, and our data folder into other people's layouts."""
