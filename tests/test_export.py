@@ -74,20 +74,35 @@ def saved(
     groups: list[TrainingGroup],  # noqa: F811
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[dict[str, Saved]]:
+    found: dict[str, Saved] = {}
+    ranks: list[Actor] = []
     with Cluster(ClusterConfig(), tmp_path_factory.mktemp("logs"), num_actors=2) as cluster:
-        found: dict[str, Saved] = {}
         for name in reversed(DIVISIONS):  # the checkpoint of two ranks is there before it is to be refused
             config = config_of(random_policy, *DIVISIONS[name])
+            if len(ranks) == config.learner.num_ranks:  # processes that are there take seconds less than new ones
+                cluster.gather([rank.run(begin_anew, config) for rank in ranks])
+            else:
+                end(cluster, ranks)
+                ranks = start(cluster, config)
             others = [entry.checkpoint for entry in found.values() if entry.config.learner.num_ranks == 2]
-            found[name] = save_one(cluster, config, groups, tmp_path_factory.mktemp("run"), others)
+            found[name] = save_one(cluster, ranks, config, groups, tmp_path_factory.mktemp("run"), others)
         yield found
 
 
+def begin_anew(learner: Any, config: Config) -> None:
+    learner.__init__(config, learner._rank, learner._world_size)
+    learner.join(("127.0.0.1", 0))  # the processes have met before
+
+
 def save_one(
-    cluster: Cluster, config: Config, batch: list[TrainingGroup], run: Path, of_two_ranks: list[Path]
+    cluster: Cluster,
+    ranks: list[Actor],
+    config: Config,
+    batch: list[TrainingGroup],
+    run: Path,
+    of_two_ranks: list[Path],
 ) -> Saved:
     (run / "config.json").write_text(config.model_dump_json())
-    ranks = start(cluster, config)
     learner = LearnerRanks(cluster, ranks, config)
     learner.step(batch)
 
@@ -107,7 +122,6 @@ def save_one(
         with pytest.raises(CheckpointError) as caught:
             learner.load(of_two_ranks[0] / "learner")
         refusal = str(caught.value)
-    end(cluster, ranks)
     return Saved(config, checkpoint, run / "policy", drawn, drawn_again, refusal)
 
 
