@@ -18,7 +18,7 @@ from tests.processes import MARK, started_by
 from tests.test_training import what_must_repeat
 from tests.tiny import ENVIRONMENT, ROOT, TinyWorld
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(7200)]  # a dozen runs
 
 SEED = 20261121
 NUM_STEPS = 10
