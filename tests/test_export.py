@@ -76,24 +76,31 @@ def draw(_: Any) -> list[float]:
 
 
 @pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with Cluster(ClusterConfig(), tmp_path_factory.mktemp("logs"), num_actors=2) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
 def saved(
+    cluster: Cluster,
     random_policy: Path,
     groups: list[TrainingGroup],  # noqa: F811
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[dict[str, Saved]]:
+) -> dict[str, Saved]:
     found: dict[str, Saved] = {}
     ranks: list[Actor] = []
-    with Cluster(ClusterConfig(), tmp_path_factory.mktemp("logs"), num_actors=2) as cluster:
-        for name in reversed(DIVISIONS):  # the checkpoint of two ranks is there before it is to be refused
-            config = config_of(random_policy, *DIVISIONS[name])
-            if len(ranks) == config.learner.num_ranks:  # processes that are there take seconds less than new ones
-                cluster.gather([rank.run(begin_anew, config) for rank in ranks])
-            else:
-                end(cluster, ranks)
-                ranks = start(cluster, config)
-            others = [entry.checkpoint for entry in found.values() if entry.config.learner.num_ranks == 2]
-            found[name] = save_one(cluster, ranks, config, groups, tmp_path_factory.mktemp("run"), others)
-        yield found
+    for name in reversed(DIVISIONS):  # the checkpoint of two ranks is there before it is to be refused
+        config = config_of(random_policy, *DIVISIONS[name])
+        if len(ranks) == config.learner.num_ranks:  # processes that are there take seconds less than new ones
+            cluster.gather([rank.run(begin_anew, config) for rank in ranks])
+        else:
+            end(cluster, ranks)
+            ranks = start(cluster, config)
+        others = [entry.checkpoint for entry in found.values() if entry.config.learner.num_ranks == 2]
+        found[name] = save_one(cluster, ranks, config, groups, tmp_path_factory.mktemp("run"), others)
+    end(cluster, ranks)
+    return found
 
 
 def begin_anew(learner: Any, config: Config) -> None:
@@ -187,20 +194,17 @@ def test_another_number_of_ranks_is_refused_with_what_to_do(saved: dict[str, Sav
 
 @pytest.mark.long
 def test_without_zero_a_checkpoint_of_one_rank_continues_on_two(
-    saved: dict[str, Saved],
-    groups: list[TrainingGroup],  # noqa: F811
-    random_policy: Path,
-    tmp_path: Path,
+    saved: dict[str, Saved], cluster: Cluster, random_policy: Path, tmp_path: Path
 ) -> None:
     one = saved["ZeRO 0"]
     config = config_of(random_policy, 2, 0, "float32")
-    with Cluster(ClusterConfig(), tmp_path / "logs", num_actors=2) as cluster:
-        ranks = start(cluster, config)
-        learner = LearnerRanks(cluster, ranks, config)
-        learner.load(one.checkpoint / "learner")
-        learner.export(tmp_path / "policy")
-        assert files_of(tmp_path / "policy") == files_of(one.exported)
-        assert cluster.gather([rank.run(draw) for rank in ranks]) == one.drawn * 2
+    ranks = start(cluster, config)
+    learner = LearnerRanks(cluster, ranks, config)
+    learner.load(one.checkpoint / "learner")
+    learner.export(tmp_path / "policy")
+    assert files_of(tmp_path / "policy") == files_of(one.exported)
+    assert cluster.gather([rank.run(draw) for rank in ranks]) == one.drawn * 2
+    end(cluster, ranks)
 
 
 def test_a_checkpoint_is_named_by_step_or_as_the_best_and_exported_once(saved: dict[str, Saved]) -> None:
