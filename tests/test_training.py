@@ -182,9 +182,11 @@ def test_a_run_whose_learner_is_killed_leaves_nothing_behind_and_continues_exact
 ) -> None:
     """One case of the kills in tests/test_kill_schedule.py, and a newest checkpoint that is damaged besides."""
     chance = random.Random(SEED)
-    phase = chance.choice(["generate", "learn", "sync", "evaluate"])
     (last_step,) = [line for line in read_metrics(finished) if line["step"] == 3 and line["stage"] is not None]
-    plan = Plan(str(tmp_path / "draws"), 3, phase, chance.uniform(0, last_step.get(f"timing/{phase}_s", 0.3)))
+    seconds = {phase: last_step.get(f"timing/{phase}_s") for phase in ("generate", "learn", "sync")}
+    seconds |= {"evaluate": 0.3, "save": 0.3}
+    phase = chance.choice([name for name, known in seconds.items() if known])  # a step without signal learns nothing
+    plan = Plan(str(tmp_path / "draws"), 3, phase, chance.uniform(0, seconds[phase]))
     _, _, _, *arguments = tiny_world.train_command(tmp_path, "whole")
     done = subprocess.run(
         [sys.executable, "-m", "tests.doomed", plan.to_json(), *arguments],
@@ -199,14 +201,15 @@ def test_a_run_whose_learner_is_killed_leaves_nothing_behind_and_continues_exact
     assert [process.name() for process in alive] == []
     assert json.loads((tmp_path / "whole/summary.json").read_text())["status"] == "failed"
 
-    weights = tmp_path / "whole/checkpoints/step-2/learner/learner/mp_rank_00_model_states.pt"
+    newest = max(int(folder.name.removeprefix("step-")) for folder in tmp_path.glob("whole/checkpoints/step-?"))
+    weights = tmp_path / f"whole/checkpoints/step-{newest}/learner/learner/mp_rank_00_model_states.pt"
     contents = bytearray(weights.read_bytes())
     contents[len(contents) // 2] ^= 1
     weights.write_bytes(contents)
     done = tiny_world.train(tmp_path, "whole")
     assert done.returncode == 0, done.stderr
-    assert f"checkpoint of step 2 is damaged and passed over: {weights} has other contents" in done.stdout
-    assert "continuing after step 1" in done.stdout
+    assert f"checkpoint of step {newest} is damaged and passed over: {weights} has other contents" in done.stdout
+    assert f"continuing after step {newest - 1}" in done.stdout
     assert what_must_repeat(tmp_path / "whole") == what_must_repeat(finished)
 
 
