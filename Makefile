@@ -24,7 +24,7 @@ ON_DATA = $(call option,--data,$(DATA)) $(call option,--split,$(SPLIT)) $(call o
   $(call option,--temperature,$(TEMPERATURE)) $(NAMED_CONFIG) $(SETTINGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-blender doctor demo data data-check data-import data-export policy warmup train eval compare \
+.PHONY: help setup setup-blender doctor demo data data-check data-import data-export policy warmup train export eval compare \
 	report reward-test reward-report curriculum-preview bench bench-long submit tensorboard \
 	test test-fast test-long test-pins lint clean need-python
 
@@ -76,6 +76,9 @@ warmup: setup ## supervised start of a policy: CONFIG= OUT= SET=
 
 train: setup ## train: CONFIG= RUN= SET="learner.lr=1e-6 ..." ALLOW_CHANGED_PLUGINS=1; the same RUN continues
 	@$(PY) -m launch.train --config $(call quote,$(CONFIG)) --run '$(RUN)' $(SETTINGS) $(CHANGED_PLUGINS)
+
+export: setup ## a checkpoint as a Hugging Face folder: CHECKPOINT=runs/x/checkpoints/step-12|best OUT=
+	@$(PY) -m launch.export --checkpoint '$(CHECKPOINT)' --out '$(OUT)'
 
 eval: setup ## measure a policy or stored answers: CHECKPOINT=|PREDICTIONS= DATA= SPLIT= SAMPLES= TEMPERATURE= OUT=
 	@$(PY) -m launch.evaluate $(call option,--checkpoint,$(CHECKPOINT)) $(call option,--predictions,$(PREDICTIONS)) \

@@ -1,7 +1,8 @@
 """Checkpoints on disk: complete and verified, or not there at all.
 
-A checkpoint is a folder `step-N` with whatever the learner wrote, `state.json` (everything else a run needs to go on)
-and `manifest.json` (size and sha256 of every file). It is built as `step-N.partial` and renamed when it is on the disk.
+A checkpoint is a folder `step-N` with whatever the learner wrote, `state.json` (everything else a run needs to go on,
+the step's score, and which step is the best so far) and `manifest.json` (size and sha256 of every file). It is built
+as `step-N.partial` and renamed when it is on the disk. `best.json` beside the folders names the best of them.
 """
 
 from __future__ import annotations
@@ -14,15 +15,23 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from dig_rl.durable import sync_to_disk
+from dig_rl.durable import sync_to_disk, write_durably
 from dig_rl.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "state.json"
 MANIFEST_FILE = "manifest.json"
+BEST_FILE = "best.json"
+
+
+class Best(NamedTuple):
+    """The checkpoint with the highest score."""
+
+    step: int
+    score: float
 
 
 @dataclass(frozen=True)
@@ -34,28 +43,40 @@ class Checkpoint:
     path: Path
     state: dict[str, Any]
     """What was given to `CheckpointStore.save`, after a round trip through JSON."""
+    score: float | None = None
+    """What its policy is worth; None if nobody has measured it."""
     warnings: tuple[str, ...] = ()
     """One sentence for each newer checkpoint that was passed over because it is damaged."""
 
 
 class CheckpointStore:
-    """The newest few checkpoints of a run, in one folder."""
+    """The newest few checkpoints of a run, and the best one, in one folder."""
 
-    def __init__(self, directory: Path, keep_last: int) -> None:
-        """Args: `directory` is made when the first checkpoint is saved; `keep_last`, at least 1, are kept."""
+    def __init__(self, directory: Path, keep_last: int, *, keep_best: bool = True) -> None:
+        """Describe a store; nothing is read or written yet.
+
+        Args:
+            directory: made when the first checkpoint is saved.
+            keep_last: newest checkpoints that are kept, at least 1.
+            keep_best: keep the one with the highest score as well.
+        """
         self.directory = Path(directory)
         self.keep_last = keep_last
+        self.keep_best = keep_best
 
-    def save(self, step: int, write: Callable[[Path], None], state: dict[str, Any]) -> Path:
+    def save(
+        self, step: int, write: Callable[[Path], None], state: dict[str, Any], *, score: float | None = None
+    ) -> Path:
         """Save one checkpoint; a kill at any moment leaves the previous ones as they were.
 
-        Older checkpoints beyond `keep_last` are then removed, and so are ones of a later step: a run that saves step N
-        was restored from before them because they are damaged.
+        Older checkpoints beyond `keep_last` are then removed, the best excepted, and so are ones of a later step: a run
+        that saves step N was restored from before them because they are damaged.
 
         Args:
             step: optimiser steps done.
             write: fills the (existing, empty) folder it is given; may leave the work to other processes.
-            state: JSON-able; finite numbers only.
+            state: JSON-able; finite numbers only; neither `score` nor `best` among its keys.
+            score: what the policy is worth, higher is better; None if nobody has measured it.
 
         Returns:
             The folder `step-N`.
@@ -69,10 +90,13 @@ class CheckpointStore:
             self._remove_leftovers()
             partial.mkdir(parents=True)
             write(partial)
-            (partial / STATE_FILE).write_text(json.dumps(state, allow_nan=False, indent=1), encoding="utf-8")
+            best = self._best_of([(step, score), *self._scores(below=step)])
+            contents = state | {"score": score, "best": best and best._asdict()}
+            (partial / STATE_FILE).write_text(json.dumps(contents, allow_nan=False, indent=1), encoding="utf-8")
             _write_manifest(partial, step)
             self._publish(partial, final)
-            self._prune(step)
+            self._point_to(best)
+            self._prune(step, best)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise CheckpointError(
@@ -87,6 +111,8 @@ class CheckpointStore:
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint whose every file has the recorded size and hash; None if none was ever completed.
 
+        What is later than that does not count as best any more.
+
         Raises:
             CheckpointError: there are checkpoints, but all are damaged.
         """
@@ -96,7 +122,10 @@ class CheckpointStore:
             damage = find_damage(self._folder(step))
             if damage is None:
                 state = json.loads((self._folder(step) / STATE_FILE).read_text(encoding="utf-8"))
-                return Checkpoint(step, self._folder(step), state, tuple(warnings))
+                self._point_to(self.best(up_to=step))
+                score = state.pop("score", None)
+                state.pop("best", None)
+                return Checkpoint(step, self._folder(step), state, score, tuple(warnings))
             warnings.append(f"checkpoint of step {step} is damaged and passed over: {damage}")
             logger.warning(warnings[-1])
         if warnings:
@@ -106,6 +135,25 @@ class CheckpointStore:
                 + "\nRestore the files, or start again under another RUN= name"
             )
         return None
+
+    def best(self, up_to: int) -> Best | None:
+        """The highest score among checkpoints of steps 1 to `up_to`, of equal ones the first; None if none has one."""
+        return self._best_of(self._scores(below=up_to + 1))
+
+    def _scores(self, below: int) -> list[tuple[int, float | None]]:
+        return [(step, _recorded_score(self._folder(step))) for step in self._steps() if step < below]
+
+    def _best_of(self, scores: list[tuple[int, float | None]]) -> Best | None:
+        known = [Best(step, score) for step, score in scores if score is not None and self.keep_best]
+        return max(known, key=lambda best: (best.score, -best.step), default=None)
+
+    def _point_to(self, best: Best | None) -> None:
+        path = self.directory / BEST_FILE
+        if best is None:
+            path.unlink(missing_ok=True)
+        else:
+            pointer = {"folder": self._folder(best.step).name, **best._asdict()}
+            write_durably(path, json.dumps(pointer, indent=1) + "\n")
 
     def _folder(self, step: int) -> Path:
         return self.directory / f"step-{step}"
@@ -124,11 +172,12 @@ class CheckpointStore:
         if aside.exists():
             shutil.rmtree(aside)
 
-    def _prune(self, newest: int) -> None:
+    def _prune(self, newest: int, best: Best | None) -> None:
         older = sorted(step for step in self._steps() if step < newest)
         abandoned = [step for step in self._steps() if step > newest]
         for step in older[: max(0, len(older) - (self.keep_last - 1))] + abandoned:
-            self._remove(self._folder(step))
+            if best is None or step != best.step:
+                self._remove(self._folder(step))
 
     def _remove(self, folder: Path) -> None:
         """Rename first, so that a kill while deleting leaves a leftover and not a damaged checkpoint."""
@@ -146,6 +195,8 @@ class CheckpointStore:
                 aside.rename(final)
         for partial in self.directory.glob("step-*.partial"):
             shutil.rmtree(partial)
+        for partial in self.directory.glob(f"{BEST_FILE}.partial"):
+            partial.unlink()
 
 
 def find_damage(folder: Path) -> str | None:
@@ -172,6 +223,14 @@ def find_damage(folder: Path) -> str | None:
         if _sha256(path) != sha256:
             return f"{path} has other contents than recorded (sha256 differs)"
     return None
+
+
+def _recorded_score(folder: Path) -> float | None:
+    """Score of a checkpoint; None also where its state cannot be read."""
+    try:
+        return json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))["score"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _write_manifest(folder: Path, step: int) -> None:

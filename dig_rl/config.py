@@ -52,6 +52,8 @@ class DataConfig(_Section):
     train_split: str = "train"
     heldout_split: str = "test"
     """Split that is answered greedily before and after training."""
+    validation_split: str = "validation"
+    """Split that is answered greedily while training goes on (`evaluation.every_steps`)."""
     allow_no_change: bool = False
     """Accept pairs without any difference (off in the paper)."""
     box_target: BoxTarget = "union"
@@ -240,13 +242,19 @@ class CheckpointConfig(_Section):
     every_minutes: float = Field(10.0, gt=0)
     """A checkpoint is also due after this long."""
     keep_last: int = Field(2, ge=1)
+    keep_best: bool = True
+    """Save at once, and keep beside the last ones, the step with the highest `validation/f1` (the first, if several);
+    `checkpoints/best.json` names it. Without `evaluation.every_steps` no step is best, and only the last are kept."""
 
 
 class EvaluationConfig(_Section):
-    """Greedy answers on the held-out split, before and after."""
+    """Greedy answers: on the held-out split before and after training, on the validation split while it goes on."""
 
+    every_steps: int | None = Field(None, ge=1)
+    """Steps from one evaluation on the validation split to the next, the first and the last policy included; None
+    evaluates before and after training only."""
     max_pairs: int | None = Field(None, ge=1)
-    """First pairs of the split; None takes all."""
+    """First pairs of a split; None takes all."""
     match_iou: float = Field(0.5, gt=0, le=1)
     """IoU from which a box counts as found."""
 

@@ -101,6 +101,11 @@ METRICS = (
     Metric("timing/step_s", "s", "Wall-clock seconds of the whole step"),
     Metric("memory/<process>_gib", "GiB", "Memory of an actor and the processes it started, the largest of its kind"),
     Metric("heldout/<figure>", "see figure", "Greedy evaluation on the held-out split, as in `summary.json`"),
+    Metric(
+        "validation/<figure>",
+        "see figure",
+        "Greedy evaluation on the validation split, every `evaluation.every_steps` steps; figures as in `heldout/`",
+    ),
     Metric("tracking/non_finite", "values", "Metrics of this step that were NaN or infinite; stored as null"),
 )
 

@@ -117,6 +117,11 @@ class RunFolder:
         return self.path / "heldout"
 
     @property
+    def validation(self) -> Path:
+        """Folder of the answers to validation pairs, a file for each evaluated step."""
+        return self.path / "validation"
+
+    @property
     def logs(self) -> Path:
         """Folder of the engines' own output."""
         return self.path / "logs"

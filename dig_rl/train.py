@@ -47,6 +47,8 @@ class Inputs:
 
     examples: list[Example]
     heldout: list[Example]
+    validation: list[Example]
+    """Empty without `evaluation.every_steps`."""
     curriculum: Curriculum
     stage_configs: dict[str, Config]
     """The config as it holds in each stage, by the stage's name."""
@@ -65,9 +67,12 @@ def read_inputs(config: Config, root: Path) -> Inputs:
     options: dict[str, Any] = {"allow_no_change": data.allow_no_change, "box_target": data.box_target}
     examples = load_examples(data.path, data.train_split, **options)
     heldout = load_examples(data.path, data.heldout_split, **options)[: config.evaluation.max_pairs]
+    validation: list[Example] = []
+    if config.evaluation.every_steps is not None:
+        validation = load_examples(data.path, data.validation_split, **options)[: config.evaluation.max_pairs]
     curriculum = open_curriculum(config, examples, root)
     stage_configs = {stage.name: stage_config(config, stage) for stage in curriculum.stages}
-    return Inputs(examples, heldout, curriculum, stage_configs, hash_plugins(config.reward, root))
+    return Inputs(examples, heldout, validation, curriculum, stage_configs, hash_plugins(config.reward, root))
 
 
 def train(config: Config, run: RunFolder, root: Path, *, allow_changed_plugins: bool = False) -> dict[str, Any]:
@@ -92,7 +97,7 @@ def train(config: Config, run: RunFolder, root: Path, *, allow_changed_plugins: 
     _log.info("starting Ray, vLLM and DeepSpeed; what they print goes to %s", run.logs)
     with Cluster(config.cluster, run.logs, num_actors(config)) as cluster:
         fleet = launch_fleet(cluster, config, root)
-        fleet.rollouts.check_token_budget([*inputs.examples, *inputs.heldout])
+        fleet.rollouts.check_token_budget([*inputs.examples, *inputs.heldout, *inputs.validation])
         _log.info("engines are ready after %.0f s", time.monotonic() - started)
         training = Training(config, run, inputs, fleet, started)
         try:
@@ -117,11 +122,14 @@ class Training:
     def __init__(self, config: Config, run: RunFolder, inputs: Inputs, fleet: Fleet, started: float) -> None:
         self._config, self._run, self._inputs, self._fleet = config, run, inputs, fleet
         self._curriculum = inputs.curriculum
-        self._store = CheckpointStore(run.checkpoints, config.checkpoint.keep_last)
+        checkpoint = config.checkpoint
+        self._store = CheckpointStore(run.checkpoints, checkpoint.keep_last, keep_best=checkpoint.keep_best)
         self._step = 0
         self._curriculum_state = self._curriculum.state_dict()  # as of the last finished step
         self._is_mid_step = False  # learner, log and curriculum disagree then
         self._configured_stage: str | None = None  # whose settings the actors hold
+        self._validation_f1: dict[int, float] = {}
+        """By step, as far as the run's metrics go."""
         self._saved_step = 0
         self._saved_at = time.monotonic()
         self._alarms = AlarmWatch(config.alarms)
@@ -145,11 +153,15 @@ class Training:
         ):
             for line in read_metrics(self._run.path):
                 self._alarms.observe(line)
+                if "validation/f1" in line:
+                    self._validation_f1[line["step"]] = line["validation/f1"]
             self.summary.write("running")
             if self._step == 0 and "before" not in self.summary.heldout:
                 self._evaluate("before", tracker, progress)
+            self._validate_if_due(tracker, progress)
             while not self._curriculum.finished:
                 self._train_one_step(tracker, progress)
+                self._validate_if_due(tracker, progress)
                 if self._checkpoint_is_due():
                     self.save()
             self._evaluate("after", tracker, progress)
@@ -230,6 +242,35 @@ class Training:
         self._heed_alarms(self._step, logged)
         progress.note(f"held-out {moment}: F1 {figures['f1']:.3f}, mean IoU {figures['mean_iou']:.3f}")
 
+    def _validate_if_due(self, tracker: Tracker, progress: TrainProgress) -> None:
+        """Evaluate on the validation split, unless that is on record for this step, and save a new best step."""
+        step, every = self._step, self._config.evaluation.every_steps
+        if every is None or (step % every and not self._curriculum.finished):
+            return
+        if step not in self._validation_f1:
+            self._validate(tracker, progress)
+        best = self._store.best(up_to=step)
+        if step and self._store.keep_best and (best is None or self._validation_f1[step] > best.score):
+            self.save(again=True)
+
+    def _validate(self, tracker: Tracker, progress: TrainProgress) -> None:
+        started = time.perf_counter()
+        figures = evaluate_greedily(
+            self._fleet.rollouts,
+            self._fleet.policy,
+            self._inputs.validation,
+            self._config,
+            self._run.validation / f"predictions_step-{self._step}.jsonl",
+        )
+        tracker.log(self._step, {f"validation/{name}": value for name, value in figures.items()})
+        self._validation_f1[self._step] = figures["f1"]
+        self.summary.add_seconds(evaluate=time.perf_counter() - started)
+        best = max(self._validation_f1, key=lambda step: (self._validation_f1[step], -step))
+        progress.note(
+            f"validation after step {self._step}: F1 {figures['f1']:.3f}, mean IoU {figures['mean_iou']:.3f}; "
+            f"best F1 so far {self._validation_f1[best]:.3f} after step {best}"
+        )
+
     def _restore(self) -> int | None:
         checkpoint = self._store.latest()
         if checkpoint is None:
@@ -247,9 +288,13 @@ class Training:
         is_time = time.monotonic() - self._saved_at > 60 * config.every_minutes
         return self._curriculum.finished or self._step % config.every_steps == 0 or is_time
 
-    def save(self) -> None:
-        """Write a checkpoint of the last finished step, unless there is one or the next step has begun to count."""
-        if self._is_mid_step or self._step == self._saved_step:
+    def save(self, *, again: bool = False) -> None:
+        """Write a checkpoint of the last finished step, unless the next step has begun to count, or there is one.
+
+        Args:
+            again: replace the one that there is: the step's score was not known to it.
+        """
+        if self._is_mid_step or (self._step == self._saved_step and not again):
             return
 
         def write(folder: Path) -> None:
@@ -257,6 +302,6 @@ class Training:
             self._fleet.learner.save(folder / "learner")
 
         state = {"curriculum": self._curriculum_state, "plugins": self._inputs.plugin_hashes}
-        self._store.save(self._step, write, state)
+        self._store.save(self._step, write, state, score=self._validation_f1.get(self._step))
         self._saved_step, self._saved_at = self._step, time.monotonic()
         self.summary.write("running")

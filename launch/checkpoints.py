@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from dig_rl.checkpoint import BEST_FILE
 from dig_rl.config import Config, load_config
 from dig_rl.durable import read_json_object
-from dig_rl.errors import PolicyError
+from dig_rl.errors import CheckpointError, PolicyError
 from dig_rl.run_folder import CONFIG_FILE
 from dig_rl.summary import read_summary
 
@@ -34,11 +37,13 @@ def find_policy(checkpoint: str, *, hub: bool = False) -> FoundPolicy:
     """Say which policy is meant.
 
     Args:
-        checkpoint: a Hugging Face folder, or a run folder, whose trained policy is taken.
+        checkpoint: a Hugging Face folder; a run folder, whose trained policy is taken; or a checkpoint of a run, which
+            is exported into its own folder on first use.
         hub: a name that is no folder is one of the model hub.
 
     Raises:
         PolicyError: there is nothing of the kind, or a run without a policy yet.
+        CheckpointError: the checkpoint is not there or cannot be exported.
     """
     path = Path(checkpoint)
     if _is_run(path):
@@ -46,7 +51,7 @@ def find_policy(checkpoint: str, *, hub: bool = False) -> FoundPolicy:
             status = (read_summary(path) or {}).get("status", "not yet started")
             raise PolicyError(
                 f"run {path} has no policy yet: it is written when training ends, and the run is {status}; continue it "
-                f"with `make train` and the same RUN=, or name the policy it began with"
+                f"with `make train` and the same RUN=, or name one of its checkpoints, as {path}/checkpoints/step-10"
             )
         return FoundPolicy(str(path / "policy"), f"the trained policy of run {path.name}", path / CONFIG_FILE)
     if _is_policy(path):
@@ -54,18 +59,67 @@ def find_policy(checkpoint: str, *, hub: bool = False) -> FoundPolicy:
         if path.name == "policy" and _is_run(run):
             return FoundPolicy(checkpoint, f"the trained policy of run {run.name}", path.parent / CONFIG_FILE)
         return FoundPolicy(checkpoint, "a policy folder", None)
-    if re.fullmatch(r"step-\d+", path.name) and (path / "learner").is_dir():
-        run = path.parent.parent
-        raise PolicyError(
-            f"{path} is the learner's state, from which run {run.name} continues, and not a policy; name the run "
-            f"({run}) once it has finished: its policy is then in {run / 'policy'}"
+    if path.parent.name == "checkpoints" and _is_run(path.parent.parent):
+        folder = step_folder(path)
+        return FoundPolicy(
+            str(_exported(folder)), f"{folder.name} of run {path.parent.parent.name}", run_config_of(folder)
         )
     if hub and not path.exists():
         return FoundPolicy(checkpoint, "a policy of the model hub", None)
     raise PolicyError(
         f"no policy at {checkpoint}: expected a Hugging Face folder with config.json, or a run folder such as "
-        "runs/demo; SET=policy.hub=true allows a hub name"
+        "runs/demo, or a checkpoint such as runs/demo/checkpoints/best; SET=policy.hub=true allows a hub name"
     )
+
+
+def step_folder(checkpoint: Path) -> Path:
+    """Folder of a checkpoint: `.../checkpoints/step-N`, or `.../checkpoints/best` for what `best.json` names.
+
+    Raises:
+        CheckpointError: there is no such checkpoint.
+    """
+    if checkpoint.name == "best":
+        pointer = read_json_object(checkpoint.with_name(BEST_FILE), "name the checkpoint itself, as step-10")
+        if pointer is None:
+            raise CheckpointError(
+                f"{checkpoint.parent} has no {BEST_FILE}: a run has a best checkpoint once it was evaluated on "
+                "validation pairs (evaluation.every_steps); name one by its number, as step-10"
+            )
+        checkpoint = checkpoint.with_name(str(pointer.get("folder")))
+    if not re.fullmatch(r"step-\d+", checkpoint.name) or not (checkpoint / "learner").is_dir():
+        there = sorted(path.name for path in checkpoint.parent.glob("step-*"))
+        raise CheckpointError(
+            f"no checkpoint at {checkpoint}: expected a folder step-N of a run's checkpoints; there are: "
+            f"{', '.join(there) or 'none'}"
+        )
+    return checkpoint
+
+
+def run_config_of(step: Path) -> Path:
+    """`config.json` of the run that a checkpoint belongs to.
+
+    Raises:
+        CheckpointError: the checkpoint lies outside its run.
+    """
+    path = step.absolute().parent.parent / CONFIG_FILE
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path} is missing: a checkpoint is read with the config of its run; leave it in its run"
+        )
+    return path
+
+
+def _exported(step: Path) -> Path:
+    """Policy of a checkpoint, kept inside its folder, so that it goes when the checkpoint goes."""
+    policy = step / "policy"
+    if not _is_policy(policy):
+        print(f"exporting {step} to {policy}", flush=True)
+        # A process of its own: the weights leave memory before an engine is started.
+        command = [sys.executable, "-m", "launch.export", "--checkpoint", str(step), "--out", str(policy)]
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise CheckpointError(done.stderr.strip().splitlines()[-1].removeprefix("error: "))
+    return policy
 
 
 def load_checkpoint_config(checkpoint: str, config_paths: list[str], overrides: list[str]) -> tuple[Config, str]:

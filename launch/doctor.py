@@ -157,7 +157,8 @@ def check_memory(config: Config) -> Iterator[str]:
 
 def check_disk_space(config: Config) -> Iterator[str]:
     """Checkpoints (weights and two moments each) fit beside the exported policy."""
-    needed = weights_gib(config) * (3 * (config.checkpoint.keep_last + 1) + 1)
+    keeps_best = config.checkpoint.keep_best and config.evaluation.every_steps is not None
+    needed = weights_gib(config) * (3 * (config.checkpoint.keep_last + keeps_best + 1) + 1)
     free = shutil.disk_usage(ROOT).free / 2**30
     if needed > free:
         yield f"checkpoints need about {needed:.1f} GiB, {free:.1f} free: lower checkpoint.keep_last or free some"

@@ -85,7 +85,7 @@ class Source(NamedTuple):
 def main() -> None:
     """Parse arguments, answer or read, measure, write, print."""
     parser = argparse.ArgumentParser(prog="make eval", description=__doc__)
-    parser.add_argument("--checkpoint", help="policy folder or run folder, e.g. runs/demo (CHECKPOINT=)")
+    parser.add_argument("--checkpoint", help="policy folder, run folder, or a checkpoint of a run (CHECKPOINT=)")
     parser.add_argument("--predictions", type=Path, help="stored answers instead of a policy (PREDICTIONS=)")
     add_data_options(parser)
     parser.add_argument("--out", type=Path, help="folder to write (OUT=; default: runs/eval/<checkpoint>-on-<data>)")
@@ -170,7 +170,8 @@ def answers_of(source: Source, out: Path) -> tuple[list[JudgedPair], dict[str, f
 def _default_out(source: str, options: argparse.Namespace) -> Path:
     data = f"-on-{Path(options.data).name}" if options.data else ""
     split = f"-{options.split}" if options.split else ""
-    return Path("runs", "eval", "-".join(Path(source).with_suffix("").parts[-2:]) + data + split)
+    parts = [part for part in Path(source).with_suffix("").parts if part != "checkpoints"]
+    return Path("runs", "eval", "-".join(parts[-2:]) + data + split)
 
 
 def _write(out: Path, source: Source, found: Overview, seconds: dict[str, float]) -> None:

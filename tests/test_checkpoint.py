@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -68,20 +69,21 @@ def test_keeping_one_keeps_the_newest(tmp_path: Path) -> None:
     assert saved_steps(store_with(tmp_path, 1, 2, keep_last=1)) == ["step-2"]
 
 
-def flip_a_byte(folder: Path) -> str:
-    path = folder / "learner" / "rank-0" / "weights.bin"
-    path.write_bytes(b"W" + path.read_bytes()[1:])
-    return "weights.bin has other contents"
+def flip_a_byte(folder: Path, name: str = "learner/rank-0/weights.bin") -> str:
+    contents = (folder / name).read_bytes()
+    (folder / name).write_bytes(bytes([contents[0] ^ 1]) + contents[1:])
+    return f"{name} has other contents"
 
 
-def cut_short(folder: Path) -> str:
-    os.truncate(folder / "rng.json", 2)
-    return "rng.json has 2 bytes, recorded were 6"
+def cut_short(folder: Path, name: str = "rng.json") -> str:
+    size = (folder / name).stat().st_size
+    os.truncate(folder / name, 2)
+    return f"{name} has 2 bytes, recorded were {size}"
 
 
-def lose_a_file(folder: Path) -> str:
-    (folder / "rng.json").unlink()
-    return "rng.json is missing"
+def lose_a_file(folder: Path, name: str = "rng.json") -> str:
+    (folder / name).unlink()
+    return f"{name} is missing"
 
 
 def lose_the_manifest(folder: Path) -> str:
@@ -112,6 +114,61 @@ def test_a_damaged_newest_falls_back_with_a_warning_that_names_the_file(
     assert latest is not None and latest.step == 10
     assert len(latest.warnings) == 1 and clause in latest.warnings[0]
     assert caplog.messages == list(latest.warnings)
+
+
+@pytest.mark.parametrize("name", ["learner/rank-0/weights.bin", "rng.json", "state.json"])
+@pytest.mark.parametrize("damage", [flip_a_byte, cut_short, lose_a_file])
+def test_any_damage_to_any_file_is_seen(tmp_path: Path, damage: Callable[[Path, str], str], name: str) -> None:
+    store = store_with(tmp_path, 1, 2)
+    clause = damage(store.directory / "step-2", name)
+    latest = store.latest()
+    assert latest is not None and latest.step == 1 and clause in latest.warnings[0]
+    damage(store.directory / "step-1", name)
+    with pytest.raises(CheckpointError, match=rf"(?s)step 2 .*{re.escape(clause)}.*step 1 .*RUN="):
+        store.latest()
+
+
+def store_with_scores(directory: Path, scores: dict[int, float | None], **options: Any) -> CheckpointStore:
+    store = CheckpointStore(directory / "checkpoints", options.pop("keep_last", 2), **options)
+    for step, score in scores.items():
+        store.save(step, writes(f"weights {step}"), {"step": step}, score=score)
+    return store
+
+
+def pointer(store: CheckpointStore) -> dict[str, Any] | None:
+    path = store.directory / "best.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def test_the_best_is_kept_beside_the_last_and_named(tmp_path: Path) -> None:
+    store = store_with_scores(tmp_path, {1: 0.2, 2: 0.5, 3: None, 4: 0.5, 5: 0.4, 6: None})
+    assert saved_steps(store) == ["best.json", "step-2", "step-5", "step-6"]
+    assert pointer(store) == {"folder": "step-2", "step": 2, "score": 0.5}  # the first of equals
+    state = json.loads((store.directory / "step-6" / "state.json").read_text())
+    assert state == {"step": 6, "score": None, "best": {"step": 2, "score": 0.5}}
+    latest = store.latest()
+    assert latest is not None and (latest.state, latest.score) == ({"step": 6}, None)
+    store.save(7, writes("better"), {}, score=0.6)
+    assert saved_steps(store) == ["best.json", "step-6", "step-7"]
+    assert pointer(store) == {"folder": "step-7", "step": 7, "score": 0.6}
+
+
+def test_without_scores_or_without_the_wish_no_step_is_best(tmp_path: Path) -> None:
+    unmeasured = store_with_scores(tmp_path / "a", {1: None, 2: None, 3: None})
+    unwanted = store_with_scores(tmp_path / "b", {1: 0.5, 2: 0.2, 3: 0.1}, keep_best=False)
+    for store in (unmeasured, unwanted):
+        assert saved_steps(store) == ["step-2", "step-3"] and store.best(up_to=3) is None
+
+
+def test_a_best_step_that_is_cut_is_forgotten(tmp_path: Path) -> None:
+    store = store_with_scores(tmp_path, {1: 0.3, 2: 0.2, 3: 0.9})
+    flip_a_byte(store.directory / "step-3")
+    latest = store.latest()
+    assert latest is not None and (latest.step, latest.score) == (2, 0.2)
+    assert pointer(store) == {"folder": "step-2", "step": 2, "score": 0.2}  # step 1 went when step 3 took its place
+    store.save(3, writes("again"), {}, score=0.1)
+    assert pointer(store) == {"folder": "step-2", "step": 2, "score": 0.2}
+    assert saved_steps(store) == ["best.json", "step-2", "step-3"]
 
 
 def test_saving_after_a_fallback_removes_the_damaged_later_one_and_not_the_new_one(tmp_path: Path) -> None:
@@ -196,16 +253,16 @@ def saves_and_dies_at_line(store: CheckpointStore, step: int, line_number: int) 
         return trace
 
     sys.settrace(trace)
-    store.save(step, write_one_file, {"attempt": "new"})
+    store.save(step, write_one_file, {"attempt": "new"}, score=0.2)
     os._exit(0)
 
 
-@pytest.mark.parametrize("step", [2, 3])
-def test_a_kill_before_any_line_of_a_save_leaves_a_whole_checkpoint(tmp_path: Path, step: int) -> None:
-    """Step 3 is new; step 2 replaces a checkpoint of the same step. Both saves prune step 1."""
+@pytest.mark.parametrize(("step", "best"), [(2, 1), (2, 2), (3, 2)])
+def test_a_kill_before_any_line_of_a_save_leaves_a_whole_checkpoint(tmp_path: Path, step: int, best: int) -> None:
+    """Step 3 is new; step 2 replaces a checkpoint of the same step. Both prune step 1 unless that is the best."""
     template = CheckpointStore(tmp_path / "template", 2)
     for earlier in (1, 2):
-        template.save(earlier, write_one_file, {"step": earlier})
+        template.save(earlier, write_one_file, {"step": earlier}, score=0.9 if earlier == best else 0.1)
     line_number, outcomes = 0, []
     killed = True
     while killed:
@@ -217,8 +274,15 @@ def test_a_kill_before_any_line_of_a_save_leaves_a_whole_checkpoint(tmp_path: Pa
         assert latest is not None and latest.warnings == ()
         is_new = latest.state == {"attempt": "new"}
         assert is_new or (latest.step, latest.state) == (2, {"step": 2})
-        assert not [name for name in saved_steps(store) if not name.removeprefix("step-").isdigit()]
+        *steps, named = [name.removeprefix("step-") for name in reversed(saved_steps(store))]
+        assert named == "best.json" and all(name.isdigit() for name in steps)
+        pointed = pointer(store)
+        assert pointed is not None and str(pointed["step"]) in steps
+        # Replacing the best step by a worse one, scored 0.2, is all that changes which one it is.
+        replaced = is_new and step == best
+        assert (pointed["step"], pointed["score"]) == ((2, 0.2) if replaced else (best, 0.9))
         outcomes.append(is_new)
-    assert saved_steps(store) == [f"step-{step}"]
+    kept = {step, best}
+    assert saved_steps(store) == ["best.json", *(f"step-{number}" for number in sorted(kept))]
     assert outcomes == sorted(outcomes) and not outcomes[0] and outcomes[-1]
     assert line_number > 50

@@ -50,6 +50,9 @@ class Engines:
         self.updates.append([group.example.pair_id for group in groups])
         return {"learner/loss": 0.0}
 
+    def configure(self, config: Config) -> None:
+        pass
+
     def sync_weights(self, policy_version: int) -> float:
         self.synced.append(policy_version)
         return 0.0
@@ -74,7 +77,9 @@ def run_steps(folder: Path, engines: Any, *overrides: str) -> list[dict[str, Any
         Tracker(run.path, restored_step=None) as tracker,
         TrainProgress(3) as progress,
     ):
-        training = Training(config, run, Inputs(examples, [], curriculum, {}), engines, time.monotonic())
+        stage_configs = {stage.name: config for stage in stages}
+        inputs = Inputs(examples, [], [], curriculum, stage_configs, {})
+        training = Training(config, run, inputs, engines, time.monotonic())
         for _ in range(3):
             training._train_one_step(tracker, progress)
         assert curriculum.finished

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,13 @@ import psutil
 import pytest
 
 from dig_rl.metrics import read_metrics, undocumented
+from tests.doomed import Plan
+from tests.processes import MARK, started_by
 from tests.tiny import ENVIRONMENT, ROOT, TinyWorld
 
 pytestmark = pytest.mark.slow
 
+SEED = 20261121
 # Not reproducible, by nature.
 CLOCKS_AND_MEMORY = ("timing/", "memory/", "rollout/tokens_per_s")
 
@@ -55,8 +60,15 @@ def test_run_folder_holds_what_the_contract_says(finished: Path) -> None:
     ]
     assert summary["heldout"]["before"].keys() == summary["heldout"]["after"].keys()
     assert summary["heldout"]["after"]["pairs"] == 4
-    controls = [line["control/same_answer_frac"] for line in read_metrics(finished) if line["stage"] is None]
+    lines = read_metrics(finished)
+    controls = [line["control/same_answer_frac"] for line in lines if "heldout/f1" in line]
     assert len(controls) == 2 and all(0 <= share <= 1 for share in controls)
+    validation = {line["step"]: line["validation/f1"] for line in lines if "validation/f1" in line}
+    assert list(validation) == [0, 2, 3]  # every two steps, and the last
+    best = json.loads((finished / "checkpoints/best.json").read_text())
+    assert best["score"] == validation[best["step"]] == max(validation[2], validation[3])
+    assert (finished / "checkpoints" / best["folder"] / "manifest.json").is_file()
+    assert (finished / "validation/predictions_step-2.jsonl").is_file()
     assert 0 <= summary["mismatch_kl_max"] < 1e-6
     seconds = summary["seconds"]
     assert sum(value for name, value in seconds.items() if name != "total") == pytest.approx(seconds["total"], abs=0.1)
@@ -165,25 +177,39 @@ def test_ctrl_c_stops_within_seconds_and_the_same_command_continues_exactly(
     assert what_must_repeat(tmp_path / "whole") == what_must_repeat(finished)
 
 
-def test_killed_learner_ends_the_run_with_its_name_and_leaves_nothing_behind(
+def test_a_run_whose_learner_is_killed_leaves_nothing_behind_and_continues_exactly_even_from_an_older_checkpoint(
     finished: Path, tiny_world: TinyWorld, tmp_path: Path
 ) -> None:
-    process = start_training(tiny_world, tmp_path, "whole")
-    wait_for((tmp_path / "whole/checkpoints/step-1/manifest.json").is_file, process)
-    children = all_children(process)
-    hosts = [child for child in children if "_Host" in " ".join(child.cmdline())]
-    learner = max(hosts, key=lambda child: "learner-0.log" in str([f.path for f in child.open_files()]))
-    learner.send_signal(signal.SIGKILL)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 1, output
-    assert "learner-0 died" in output
-    assert "learner-0.log" in output
-    _, alive = psutil.wait_procs(children, timeout=10)
-    assert [child.name() for child in alive] == []
+    """One case of the kills in tests/test_kill_schedule.py, and a newest checkpoint that is damaged besides."""
+    chance = random.Random(SEED)
+    (last_step,) = [line for line in read_metrics(finished) if line["step"] == 3 and line["stage"] is not None]
+    seconds = {phase: last_step.get(f"timing/{phase}_s") for phase in ("generate", "learn", "sync")}
+    seconds |= {"evaluate": 0.3, "save": 0.3}
+    phase = chance.choice([name for name, known in seconds.items() if known])  # a step without signal learns nothing
+    plan = Plan(str(tmp_path / "draws"), 3, phase, chance.uniform(0, seconds[phase]))
+    _, _, _, *arguments = tiny_world.train_command(tmp_path, "whole")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.doomed", plan.to_json(), *arguments],
+        cwd=ROOT,
+        env=os.environ | ENVIRONMENT | {MARK: str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stdout
+    assert "learner-0 died" in done.stderr and "learner-0.log" in done.stderr, done.stderr
+    _, alive = psutil.wait_procs(started_by(tmp_path), timeout=30)
+    assert [process.name() for process in alive] == []
     assert json.loads((tmp_path / "whole/summary.json").read_text())["status"] == "failed"
 
+    newest = max(int(folder.name.removeprefix("step-")) for folder in tmp_path.glob("whole/checkpoints/step-?"))
+    weights = tmp_path / f"whole/checkpoints/step-{newest}/learner/learner/mp_rank_00_model_states.pt"
+    contents = bytearray(weights.read_bytes())
+    contents[len(contents) // 2] ^= 1
+    weights.write_bytes(contents)
     done = tiny_world.train(tmp_path, "whole")
     assert done.returncode == 0, done.stderr
+    assert f"checkpoint of step {newest} is damaged and passed over: {weights} has other contents" in done.stdout
+    assert f"continuing after step {newest - 1}" in done.stdout
     assert what_must_repeat(tmp_path / "whole") == what_must_repeat(finished)
 
 

@@ -19,6 +19,8 @@ import ray
 import torch
 import torch.distributed as dist
 
+from dig_rl.actors.learner_files import DEEPSPEED_TAG, rank_file, read_rank_state
+from dig_rl.actors.random_state import random_state, restore_random_state
 from dig_rl.algo.aggregation import aggregate
 from dig_rl.algo.batch import MiniBatch, TrainingGroup, select_completions
 from dig_rl.algo.logprobs import TokenLogprobs
@@ -29,6 +31,7 @@ from dig_rl.config import Config
 from dig_rl.errors import CheckpointError
 from dig_rl.extension_lock import remove_stale_locks
 from dig_rl.policy.load import load_frontend, load_model
+from dig_rl.policy.save import save_policy
 from dig_rl.policy.scorer import PolicyScorer
 from dig_rl.policy.trainable import merged_parameters, merged_value, prepare_for_training, without_adapters
 
@@ -184,15 +187,13 @@ class Learner:
         """Write the policy as a Hugging Face folder (rank 0 writes, all ranks gather)."""
         weights = dict(self._named_weights())
         if self._rank == 0:
-            self._engine.module.model.save_pretrained(folder, state_dict=weights)
-            self._frontend.processor.save_pretrained(folder)
+            save_policy(self._engine.module.model, self._frontend, weights, Path(folder))
 
     def save(self, folder: str) -> None:
-        """Write weights, optimiser and random state of this rank into `folder`."""
-        self._engine.save_checkpoint(folder, tag="learner", save_latest=False)
-        if self._rank == 0:
-            state = {"torch": torch.get_rng_state().tolist(), "world_size": dist.get_world_size()}
-            Path(folder, "learner.json").write_text(json.dumps(state))
+        """Write weights, optimiser, learning-rate schedule and random state of this rank into `folder`."""
+        self._engine.save_checkpoint(folder, tag=DEEPSPEED_TAG, save_latest=False)
+        state = {"world_size": dist.get_world_size(), "random": random_state()}
+        rank_file(Path(folder), self._rank).write_text(json.dumps(state))
 
     def load(self, folder: str) -> None:
         """Restore what `save` wrote.
@@ -200,7 +201,7 @@ class Learner:
         Raises:
             CheckpointError: the files do not fit this run.
         """
-        state = json.loads(Path(folder, "learner.json").read_text())
+        state = read_rank_state(Path(folder), self._rank)
         if state["world_size"] != dist.get_world_size() and self._engine.zero_optimization():
             raise CheckpointError(
                 f"checkpoint {folder} was written by {state['world_size']} ranks, this run has "
@@ -208,10 +209,10 @@ class Learner:
                 "its policy"
             )
         # The returned client state holds everything that was saved and is of no use here.
-        path, _ = self._engine.load_checkpoint(folder, tag="learner")
+        path, _ = self._engine.load_checkpoint(folder, tag=DEEPSPEED_TAG)
         if path is None:
             raise CheckpointError(f"DeepSpeed found no checkpoint in {folder}; delete that folder to fall back")
-        torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
+        restore_random_state(state["random"])
 
     def _accumulate(self, one_pass: _Pass, minibatch: MiniBatch, statistics: UpdateStatistics) -> None:
         packed = one_pass.packed

@@ -1,0 +1,79 @@
+"""What a learner's part of a checkpoint holds, and its weights put together without a running engine.
+
+`learner/` is what DeepSpeed writes: weights, optimiser and learning-rate schedule, with ZeRO a part from each rank.
+`rank-N.json` beside it is ours: random generators of rank N, and how many ranks there were.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+from dig_rl.errors import CheckpointError
+
+DEEPSPEED_TAG = "learner"
+"""Name of DeepSpeed's own folder."""
+
+_SCORER_PREFIX = "model."
+"""The policy is this member of `PolicyScorer`, which is what DeepSpeed trains."""
+
+
+def rank_file(folder: Path, rank: int) -> Path:
+    """Where one rank's own state is."""
+    return folder / f"rank-{rank}.json"
+
+
+def read_rank_state(folder: Path, rank: int) -> dict[str, Any]:
+    """State that a rank saved; a rank that was not there then takes that of the first.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = rank_file(folder, rank)
+    if not path.is_file():
+        path = rank_file(folder, 0)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error}): the checkpoint is of an earlier version, or damaged; continue with the "
+            "version that wrote it, or start a new RUN from its policy"
+        ) from None
+
+
+def consolidated_weights(folder: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The policy's whole weights on the CPU, from the files of all ranks.
+
+    Args:
+        folder: a learner's part of a checkpoint, with any ZeRO stage and number of ranks.
+        dtype: of the weights that are returned. With ZeRO they are rounded from the optimiser's float32 ones, as
+            DeepSpeed does it for the policy after each update.
+
+    Returns:
+        Weights by Hugging Face name, tied ones under each of their names; no two share memory.
+
+    Raises:
+        CheckpointError: the files are not those of a learner.
+    """
+    try:
+        if any((folder / DEEPSPEED_TAG).glob("*_optim_states.pt")):
+            with contextlib.redirect_stdout(io.StringIO()):  # it tells of every file
+                found = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=DEEPSPEED_TAG, lazy_mode=True)
+        else:  # ZeRO 0: nothing is divided
+            path = folder / DEEPSPEED_TAG / "mp_rank_00_model_states.pt"
+            found = torch.load(path, map_location="cpu", mmap=True, weights_only=False)["module"]
+        return {
+            name.removeprefix(_SCORER_PREFIX): tensor.contiguous().to(dtype, copy=True)
+            for name, tensor in found.items()
+        }
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, NotImplementedError) as error:
+        raise CheckpointError(
+            f"DeepSpeed's files in {folder / DEEPSPEED_TAG} cannot be put together: {type(error).__name__}: {error}; "
+            "name another checkpoint"
+        ) from error

@@ -1,0 +1,68 @@
+"""`make export`: any checkpoint of a run as a Hugging Face folder, without starting an engine."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from dig_rl.actors.learner_files import consolidated_weights
+from dig_rl.checkpoint import find_damage
+from dig_rl.config import Config, load_config
+from dig_rl.errors import CheckpointError, ConfigError
+from dig_rl.policy.load import load_frontend, load_model
+from dig_rl.policy.save import save_policy
+from launch.checkpoints import run_config_of, step_folder
+from launch.terminal import end_with_message
+
+
+def main() -> None:
+    """Parse arguments, export, say what to do with it."""
+    parser = argparse.ArgumentParser(prog="make export", description=__doc__)
+    parser.add_argument("--checkpoint", required=True, help="runs/x/checkpoints/step-12, or .../best (CHECKPOINT=)")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; must not exist (OUT=)")
+    arguments = parser.parse_args()
+    folder = step_folder(Path(arguments.checkpoint))
+    export(folder, load_config([run_config_of(folder)]), arguments.out)
+    print(f"policy of {folder} written to {arguments.out}; next: make eval CHECKPOINT={arguments.out}")
+
+
+def export(checkpoint: Path, config: Config, out: Path) -> None:
+    """Write the policy of a checkpoint as a Hugging Face folder.
+
+    Architecture, tokenizer and image processor are those of the policy that the run began with.
+
+    Args:
+        checkpoint: `step-N` folder.
+        config: of the run.
+        out: must not exist.
+
+    Raises:
+        ConfigError: `out` exists or cannot be written.
+        CheckpointError: the checkpoint is damaged, or does not fit the policy of the config.
+        PolicyError: the policy that the run began with is gone.
+    """
+    if out.exists():
+        raise ConfigError(f"{out} exists already; name another OUT=, or remove it")
+    if damage := find_damage(checkpoint):
+        raise CheckpointError(f"checkpoint {checkpoint} is damaged: {damage}; name another one")
+    frontend = load_frontend(config.policy, config.data.box_target)
+    model = load_model(config.policy)
+    weights = consolidated_weights(checkpoint / "learner", getattr(torch, config.policy.dtype))
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}  # tied ones once
+    wrong = sorted(name for name in shapes if name not in weights or tuple(weights[name].shape) != shapes[name])
+    if wrong:
+        raise CheckpointError(
+            f"checkpoint {checkpoint} does not fit {config.policy.path}, the policy that its run began with: "
+            f"{len(wrong)} weights are missing or of another shape, first {wrong[0]}; restore that policy"
+        )
+    try:
+        save_policy(model, frontend, {name: weights[name] for name in shapes}, out)
+    except OSError as error:
+        raise ConfigError(f"cannot write {out}: {error}; make room or make its folder writable") from error
+
+
+if __name__ == "__main__":
+    sys.exit(end_with_message(main, "nothing was written"))
