@@ -14,6 +14,7 @@ from dig_rl.config import Config, load_config
 from dig_rl.errors import CheckpointError, ConfigError
 from dig_rl.policy.load import load_frontend, load_model
 from dig_rl.policy.save import save_policy
+from dig_rl.policy.trainable import merged_state
 from launch.checkpoints import run_config_of, step_folder
 from launch.terminal import end_with_message
 
@@ -51,6 +52,7 @@ def export(checkpoint: Path, config: Config, out: Path) -> None:
     frontend = load_frontend(config.policy, config.data.box_target)
     model = load_model(config.policy)
     weights = consolidated_weights(checkpoint / "learner", getattr(torch, config.policy.dtype))
+    weights = merged_state(weights, config.learner.lora)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}  # tied ones once
     wrong = sorted(name for name in shapes if name not in weights or tuple(weights[name].shape) != shapes[name])
     if wrong:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,22 @@ from dig_rl.algo.batch import TrainingGroup
 from dig_rl.checkpoint import CheckpointStore
 from dig_rl.config import ClusterConfig, Config, load_config
 from dig_rl.errors import CheckpointError, ConfigError, PolicyError
+from dig_rl.policy.load import load_frontend
 from launch.checkpoints import find_policy, step_folder
 from launch.export import export
-from tests.test_learner_ranks import end, groups  # noqa: F401 (a fixture)
+from tests.groups import make_group, make_pair
 from tests.tiny import ROOT
 
 pytestmark = pytest.mark.slow
 
 DIVISIONS = {
-    "ZeRO 0": (1, 0, "float32"),
-    "ZeRO 1 in bfloat16": (1, 1, "bfloat16"),
-    "ZeRO 2 on 2 ranks": (2, 2, "float32"),
-    "ZeRO 3 on 2 ranks": (2, 3, "bfloat16"),
+    "ZeRO 0": (1, 0, "float32", ""),
+    "ZeRO 1 in bfloat16": (1, 1, "bfloat16", ""),
+    "adapters, ZeRO 1": (1, 1, "float32", "{rank=4, alpha=8}"),
+    "ZeRO 2 on 2 ranks": (2, 2, "float32", ""),
+    "ZeRO 3 on 2 ranks": (2, 3, "bfloat16", ""),
 }
-"""Ranks, ZeRO stage, compute type."""
+"""Ranks, ZeRO stage, compute type, table of adapters."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,14 @@ class Saved:
     """Of the checkpoint of two ranks, on one."""
 
 
-def config_of(policy: Path, num_ranks: int, stage: int, dtype: str) -> Config:
+def config_of(policy: Path, num_ranks: int, stage: int, dtype: str, lora: str) -> Config:
     settings = [f'policy.path="{policy}"', f"learner.num_ranks={num_ranks}", "learner.num_threads=1", "learner.lr=1e-2"]
     schedule = (
         '{type="WarmupLR", params={warmup_num_steps=9, warmup_min_lr=1e-3, warmup_max_lr=1e-2, warmup_type="linear"}}'
     )
     table = f"learner.deepspeed={{zero_optimization={{stage={stage}}}, scheduler={schedule}}}"
+    if lora:
+        settings.append(f"learner.lora={lora}")
     return load_config([], [*settings, "learner.kl_coef=0", f'policy.dtype="{dtype}"', table])
 
 
@@ -76,6 +80,28 @@ def draw(_: Any) -> list[float]:
 
 
 @pytest.fixture(scope="module")
+def groups(random_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> list[TrainingGroup]:
+    """Three groups, about as likely under the policy as under the sampler."""
+    folder = tmp_path_factory.mktemp("pairs")
+    frontend = load_frontend(load_config([], [f'policy.path="{random_policy}"']).policy, "union")
+    lengths = [[5, 12, 1, 20], [30, 3], [8, 8, 8]]
+    made = [make_group(frontend, make_pair(folder, (96, 64), seed), row, seed) for seed, row in enumerate(lengths)]
+    return [
+        replace(group, logprobs_rollout=tuple((-6.0,) * len(row) for row in group.completion_token_ids))
+        for group in made
+    ]
+
+
+def end(cluster: Cluster, ranks: list[Actor]) -> None:
+    """Make room for the next ones."""
+    import ray
+
+    for rank in ranks:
+        ray.kill(rank.handle)
+        cluster._actors.remove(rank)
+
+
+@pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with Cluster(ClusterConfig(), tmp_path_factory.mktemp("logs"), num_actors=2) as started:
         yield started
@@ -85,7 +111,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def saved(
     cluster: Cluster,
     random_policy: Path,
-    groups: list[TrainingGroup],  # noqa: F811
+    groups: list[TrainingGroup],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Saved]:
     found: dict[str, Saved] = {}
@@ -168,7 +194,12 @@ def test_offline_export_equals_the_learners_own_bit_for_bit(
     before = load_file(Path(one.config.policy.path) / "model.safetensors")
     assert weights.keys() == before.keys()
     moved = [name for name in weights if not torch.equal(weights[name], before[name].to(weights[name].dtype))]
-    assert len(moved) > len(weights) / 2
+    lora = one.config.learner.lora
+    if lora is None:
+        assert len(moved) > len(weights) / 2
+    else:
+        targets = tuple(f"{target}.weight" for target in lora.targets)
+        assert set(moved) == {name for name in weights if name.endswith(targets)}
 
 
 @pytest.mark.parametrize("division", DIVISIONS)

@@ -61,13 +61,14 @@ def consolidated_weights(folder: Path, dtype: torch.dtype) -> dict[str, torch.Te
     Raises:
         CheckpointError: the files are not those of a learner.
     """
+    undivided = folder / DEEPSPEED_TAG / "mp_rank_00_model_states.pt"
+    found: dict[str, Any] = {}
     try:
+        if undivided.exists():  # with ZeRO 0 all there is; with ZeRO 1 frozen weights stand nowhere else
+            found = torch.load(undivided, map_location="cpu", mmap=True, weights_only=False)["module"]
         if any((folder / DEEPSPEED_TAG).glob("*_optim_states.pt")):
             with contextlib.redirect_stdout(io.StringIO()):  # it tells of every file
-                found = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=DEEPSPEED_TAG, lazy_mode=True)
-        else:  # ZeRO 0: nothing is divided
-            path = folder / DEEPSPEED_TAG / "mp_rank_00_model_states.pt"
-            found = torch.load(path, map_location="cpu", mmap=True, weights_only=False)["module"]
+                found |= get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=DEEPSPEED_TAG, lazy_mode=True)
         return {
             name.removeprefix(_SCORER_PREFIX): tensor.contiguous().to(dtype, copy=True)
             for name, tensor in found.items()

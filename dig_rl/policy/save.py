@@ -28,7 +28,10 @@ def save_policy(model: PreTrainedModel, frontend: PolicyFrontend, weights: dict[
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        model.save_pretrained(partial, state_dict=weights)
+        with torch.device("meta"):  # a plain model: one with adapters would write these alone
+            plain = type(model)(model.config)
+        plain.generation_config = model.generation_config
+        plain.save_pretrained(partial, state_dict=weights)
         frontend.processor.save_pretrained(partial)
         for file in partial.iterdir():
             sync_to_disk(file)

@@ -13,7 +13,7 @@ from peft import LoraConfig as PeftLoraConfig
 from peft.tuners.lora import Linear as LoraLinear
 from transformers import PreTrainedModel
 
-from dig_rl.config import Config
+from dig_rl.config import Config, LoraConfig
 from dig_rl.errors import ConfigError
 
 PROJECTOR_PARTS = ("merger.", "deepstack_merger_list.")
@@ -75,6 +75,21 @@ def merged_parameters(model: PreTrainedModel) -> Iterator[tuple[str, list[torch.
         elif ".base_layer" not in f".{module_name}" and ".lora_" not in f".{module_name}":
             for name, parameter in module.named_parameters(recurse=False):
                 yield f"{module_name}.{name}".lstrip("."), [parameter], None
+
+
+def merged_state(weights: dict[str, torch.Tensor], lora: LoraConfig | None) -> dict[str, torch.Tensor]:
+    """The weights of the plain model from those of a model with adapters, by name; without adapters they stay."""
+    if lora is None:
+        return weights
+    merged = {}
+    for name, weight in weights.items():
+        module, is_base, rest = name.partition(".base_layer.")
+        if is_base and rest == "weight":
+            down, up = (weights[f"{module}.lora_{part}.default.weight"] for part in "AB")
+            weight = weight + (up @ down) * (lora.alpha / lora.rank)
+        if ".lora_" not in name:
+            merged[name.replace(".base_layer.", ".")] = weight
+    return merged
 
 
 def merged_value(parts: list[torch.nn.Parameter], adapter: LoraLinear | None) -> torch.Tensor:
