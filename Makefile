@@ -112,14 +112,16 @@ submit: setup ## send a run to a cluster: CONFIG= RUN= SET= TARGET=ray|slurm NOD
 tensorboard: setup ## curves of all runs on http://127.0.0.1:6006
 	@.venv/bin/tensorboard --logdir runs --host 127.0.0.1
 
+# A file of tests stays in one process, so that what its tests share is made once.
+IN_PARALLEL = -n 2 --dist loadfile
 test: setup setup-blender ## all tests but the long ones, under 20 minutes
-	@$(PY) -m pytest -m "not long"
+	@$(PY) -m pytest $(IN_PARALLEL) -m "not long"
 
 test-fast: setup ## tests that start no heavy process, under 2 minutes
-	@$(PY) -m pytest -m "not slow and not long"
+	@$(PY) -m pytest $(IN_PARALLEL) -m "not slow and not long"
 
 test-long: setup setup-blender ## every test
-	@$(PY) -m pytest
+	@$(PY) -m pytest $(IN_PARALLEL)
 
 test-pins: setup ## do the versions pinned for GPU machines still resolve? (dry run, installs nothing)
 	@$(PY) -m pytest -m long -k pins tests/test_setup.py

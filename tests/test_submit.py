@@ -70,7 +70,7 @@ def test_python_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_wrong_config_is_refused_before_anything_is_sent() -> None:
-    result = submit_command("--run", "x", "--set", "learner.learning_rate=1", RAY_ADDRESS="http://127.0.0.1:9")
+    result = submit_command("--run", "x", "--set", "learner.lrr=1", RAY_ADDRESS="http://127.0.0.1:9")
     assert result.returncode == 1
     assert "no such key; did you mean" in result.stderr
 
