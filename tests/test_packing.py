@@ -210,6 +210,23 @@ def test_groups_of_like_length_share_a_pass() -> None:
     assert [[part.num_tokens for part in batch] for batch in batches] == [[12, 11], [4, 3]]
 
 
+def test_a_completion_with_vision_tokens_breaks_nothing_and_changes_no_other(
+    scorer: PolicyScorer, frontend: PolicyFrontend, groups: list[TrainingGroup]
+) -> None:
+    group = groups[0]
+    rows = group.completion_token_ids
+    hostile = (*rows[0][:2], *frontend.vision_token_ids, rows[0][-1])
+    rollout = ((-1.0,) * len(hostile), *group.logprobs_rollout[1:])
+    attacked = replace(group, completion_token_ids=(hostile, *rows[1:]), logprobs_rollout=rollout)
+    scorer.zero_grad()
+    found = shared_prefix(scorer, frontend, [attacked])
+    found.sum().backward()
+    assert found.isfinite().all() and (found[2 : 2 + len(frontend.vision_token_ids)] < -50).all()
+    assert all(weight.grad is None or weight.grad.isfinite().all() for weight in scorer.parameters())
+    expected = shared_prefix(scorer, frontend, [group])
+    torch.testing.assert_close(found[len(hostile) :], expected[len(rows[0]) :], atol=1e-5, rtol=0)
+
+
 def test_a_sampler_that_saw_another_prompt_stops_the_learner(
     scorer: PolicyScorer, frontend: PolicyFrontend, tmp_path: Path
 ) -> None:

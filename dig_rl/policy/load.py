@@ -58,7 +58,10 @@ class PolicyFrontend:
     """Chat-formatted prompt with one marker for each image."""
     resize_area_px: dict[str, int]
     """`shortest_edge` and `longest_edge`: smallest and largest area of a resized image (transformers' names)."""
+    vision_token_ids: tuple[int, ...]
+    """Tokens that stand for images or mark them."""
     banned_token_ids: tuple[int, ...]
+    """Never sampled: the vision tokens, and ids beyond the tokenizer."""
     end_token_id: int
     pad_token_id: int
 
@@ -119,13 +122,14 @@ def load_frontend(policy: PolicyConfig, box_target: BoxTarget) -> PolicyFrontend
     processor.image_processor.size = area
     prompt = _chat_prompt(policy.path, processor, model_config.image_token_id, chat_messages(box_target, frame))
     vocabulary_size = model_config.get_text_config().vocab_size
-    banned = {tokenizer.convert_tokens_to_ids(token) for token in VISION_TOKENS if token in tokenizer.get_vocab()}
-    banned |= set(range(len(tokenizer), vocabulary_size))
+    vision = {tokenizer.convert_tokens_to_ids(token) for token in VISION_TOKENS if token in tokenizer.get_vocab()}
+    banned = vision | set(range(len(tokenizer), vocabulary_size))
     return PolicyFrontend(
         processor=processor,
         frame=frame,
         prompt=prompt,
         resize_area_px=area,
+        vision_token_ids=tuple(sorted(vision)),
         banned_token_ids=tuple(sorted(banned)),
         end_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,

@@ -25,6 +25,7 @@ class PolicyScorer(torch.nn.Module):
         self.temperature = config.rollout.temperature
         bias = torch.zeros(model.config.get_text_config().vocab_size)
         bias[list(frontend.banned_token_ids)] = BAN_BIAS
+        self._vision_token_ids = torch.tensor(frontend.vision_token_ids)
         self.head = LogprobHead(model.lm_head, bias, config.learner.logprob_chunk_tokens)
 
     def encode(self, packed: PackedBatch) -> list[dict[str, torch.Tensor]]:
@@ -56,7 +57,7 @@ class PolicyScorer(torch.nn.Module):
         device = self.head.logit_bias_V.device
         positions_3BL = packed_positions([self._prompt_positions(pair) for pair in encoded], packed)
         hidden_BLH = self.model.model(
-            input_ids=packed.token_ids_BL.to(device),
+            input_ids=self._token_ids(packed).to(device),
             attention_mask=self._mask(packed, device),
             position_ids=positions_3BL.to(device),
             pixel_values=torch.cat([pair["pixel_values"] for pair in encoded]).to(device, self.model.dtype),
@@ -65,6 +66,14 @@ class PolicyScorer(torch.nn.Module):
         ).last_hidden_state
         predicting_NH = hidden_BLH.flatten(0, 1)[packed.predictor_N.to(device)]
         return TokenLogprobs(*self.head(predicting_NH, packed.target_N.to(device), self.temperature))
+
+    def _token_ids(self, packed: PackedBatch) -> torch.Tensor:
+        """Vision tokens in a completion would be taken for images that are not there; padding stands in for them.
+
+        Samplers never draw them, so this is for answers from elsewhere; as targets they keep their tiny probability.
+        """
+        is_vision_BL = (packed.segment_BL >= 0) & torch.isin(packed.token_ids_BL, self._vision_token_ids)
+        return packed.token_ids_BL.masked_fill(is_vision_BL, self._frontend.pad_token_id)
 
     def _mask(self, packed: PackedBatch, device: torch.device) -> torch.Tensor | BlockMask:
         if uses_flex_attention(self.model):
