@@ -5,7 +5,9 @@ Prompt, image handling and answer format are those of the rollouts, so GRPO cont
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +23,9 @@ from trl import SFTConfig, SFTTrainer
 
 from dig_rl.boxes import px_to_unit
 from dig_rl.config import Config
+from dig_rl.deepspeed_table import trainer_table
 from dig_rl.errors import PolicyError
+from dig_rl.extension_lock import remove_stale_locks
 from dig_rl.policy.load import PolicyFrontend, load_frontend, load_model
 from dig_rl.progress import TrainProgress
 from dig_rl.prompts import format_answer
@@ -52,6 +56,7 @@ def warm_up(config: Config, examples: Sequence[Example], out: Path) -> dict[str,
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     disable_progress_bars()
+    _become_a_rank()
     trainer = SFTTrainer(
         model=load_model(policy).train(),
         args=SFTConfig(
@@ -61,7 +66,9 @@ def warm_up(config: Config, examples: Sequence[Example], out: Path) -> dict[str,
             learning_rate=settings.lr,
             lr_scheduler_type="linear",
             warmup_steps=max(1, settings.steps // 20),
-            weight_decay=0.01,
+            weight_decay=config.learner.weight_decay,
+            max_grad_norm=config.learner.max_grad_norm,
+            deepspeed=trainer_table(config),
             max_length=None,  # truncation could cut image tokens away
             completion_only_loss=True,
             logging_steps=max(1, settings.steps // 50),
@@ -82,12 +89,25 @@ def warm_up(config: Config, examples: Sequence[Example], out: Path) -> dict[str,
         trainer.add_callback(_ShowProgress(progress))
         trainer.train()
     losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
-    trainer.model.save_pretrained(partial / "policy")
+    trainer.save_model(str(partial / "policy"))  # gathers what ZeRO has spread
     frontend.processor.save_pretrained(partial / "policy")
     (partial / "policy").rename(out)
     shutil.rmtree(partial)
     tenth = max(1, len(losses) // 10)
     return {"loss_first": float(np.mean(losses[:tenth])), "loss_last": float(np.mean(losses[-tenth:]))}
+
+
+def _become_a_rank() -> None:
+    """Let DeepSpeed find what a launcher such as `torchrun` says, or the only rank there is."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if "RANK" not in os.environ:
+        os.environ |= alone
+    # A lock left by a killed build of DeepSpeed's communication op would be waited for without end.
+    if folder := os.environ.get("TORCH_EXTENSIONS_DIR"):
+        remove_stale_locks(Path(folder))
 
 
 class _ShowProgress(TrainerCallback):

@@ -28,6 +28,7 @@ from dig_rl.algo.loss import policy_loss
 from dig_rl.algo.packing import PackedBatch, micro_batches, pack
 from dig_rl.algo.statistics import UpdateStatistics, reduce_statistics
 from dig_rl.config import Config
+from dig_rl.deepspeed_table import learner_table
 from dig_rl.errors import CheckpointError
 from dig_rl.extension_lock import remove_stale_locks
 from dig_rl.policy.load import load_frontend, load_model
@@ -92,7 +93,7 @@ class Learner:
         self._engine, *_ = deepspeed.initialize(
             model=scorer,
             model_parameters=[parameter for parameter in scorer.parameters() if parameter.requires_grad],
-            config=_deepspeed_options(config, world_size),
+            config=learner_table(config, world_size),
         )
         weight = scorer.head.weight_VH
         if hasattr(weight, "ds_id"):  # ZeRO-3 gathers a weight for the module that owns it, and for those it is told of
@@ -296,26 +297,3 @@ def _join_process_group(rank: int, world_size: int, master: tuple[str, int]) -> 
     remove_stale_locks(Path(os.environ["TORCH_EXTENSIONS_DIR"]))
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
-
-
-def _deepspeed_options(config: Config, world_size: int) -> dict[str, Any]:
-    learner = config.learner
-    on_cpu = learner.num_gpus == 0
-    options: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 1,
-        "train_batch_size": world_size,
-        # Any number of forward and backward passes may precede a step; the loss carries its own divisor.
-        "managed_gradient_accumulation": False,
-        "gradient_clipping": learner.max_grad_norm,
-        "optimizer": {
-            "type": "AdamW",
-            # On the CPU torch's own AdamW needs no compiled extension.
-            "params": {"lr": learner.lr, "weight_decay": learner.weight_decay, "torch_adam": on_cpu},
-        },
-        # Without ZeRO, DeepSpeed reports no gradient norm in float32.
-        "zero_optimization": {"stage": 1},
-        "steps_per_print": 1 << 30,
-    }
-    if config.policy.dtype == "bfloat16":
-        options["bf16"] = {"enabled": True}
-    return options | learner.deepspeed
