@@ -116,10 +116,11 @@ def connect(address: str | None, num_slots: int) -> None:
         _check_that_somebody_listens(address)
         with contextlib.redirect_stderr(sys.stdout if address == "local" else sys.stderr):
             ray.init(address=address, **options)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
+    except Exception as error:  # a node that is not up in 30 seconds is a plain Exception of Ray's
         raise ClusterError(
             f"cannot {'start' if address == 'local' else 'reach'} Ray ({address}): {error}; check the address "
-            "(cluster.address, RAY_ADDRESS, RAY=), free ports on loopback, and space in the temporary folder"
+            "(cluster.address, RAY_ADDRESS, RAY=), free ports on loopback, space in the temporary folder, and whether "
+            "other work leaves the machine no time"
         ) from error
     finally:
         if threading.current_thread() is threading.main_thread():

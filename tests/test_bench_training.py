@@ -1,0 +1,77 @@
+"""What the training benchmarks make of the seconds they measure; the measuring itself is `make bench`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dig_rl.errors import DigRlError
+from launch.benchmarks import training
+from launch.benchmarks.measurement import Request
+
+REQUEST = Request(Path("runs"), None)
+
+
+@pytest.fixture(autouse=True)
+def seconds(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Steps of 4 s; parts as each test sets them. The first steps of each are slow and must not count."""
+    parts: dict[str, Any] = {}
+
+    def part(name: str, _: Path, *options: str) -> list[float]:
+        return parts[" ".join([name, *options])]
+
+    monkeypatch.setattr(training, "_world", lambda _: Path("world"))
+    monkeypatch.setattr(training, "_step_s", lambda _: 4.0)
+    monkeypatch.setattr(training, "_part", part)
+    return parts
+
+
+def test_the_peer_is_the_fastest_setting_of_trl_and_all_are_listed(seconds: dict[str, Any]) -> None:
+    # 128 answers in 4 s are 32 a second; TRL's settings take 16, 32 and 64 s: 8, 4 and 2 a second.
+    for size, step_s in ((128, 32.0), (32, 16.0), (8, 64.0)):
+        name = f"trl per_device_train_batch_size={size} gradient_accumulation_steps={128 // size}"
+        seconds[name] = [99.0, step_s, step_s, step_s]
+    measured = training.samples_per_s_vs_trl(REQUEST)
+    assert measured.value == measured.ratio == pytest.approx(4.0)
+    assert measured.holds
+    for text in (
+        "128 answers a pass: 4.00/s",
+        "32 answers a pass: 8.00/s",
+        "8 answers a pass: 2.00/s",
+        "dig-rl 32.00/s",
+    ):
+        assert text in measured.versus
+
+
+@pytest.mark.parametrize(("learn_s", "ratio", "holds"), [(3.0, 1.0, True), (1.0, 2.0, False)])
+def test_a_step_is_held_against_the_sum_of_its_parts(
+    seconds: dict[str, Any], learn_s: float, ratio: float, holds: bool
+) -> None:
+    seconds |= {"generate": [9.0, 9.0, 1.0, 1.0, 1.0], "learn": [9.0, 9.0, learn_s, learn_s, learn_s]}
+    measured = training.step_over_pure_compute(REQUEST)
+    assert (measured.value, measured.holds) == (pytest.approx(ratio), holds)
+
+
+def test_sharing_a_prompt_is_held_against_repeating_it(seconds: dict[str, Any]) -> None:
+    seconds["learn learner.shared_prefix=true"] = [9.0, 9.0, 2.0]
+    seconds["learn learner.shared_prefix=false"] = [9.0, 9.0, 7.0]
+    assert training.shared_prefix_vs_plain(REQUEST).ratio == pytest.approx(3.5)
+
+
+def test_a_step_that_learned_nothing_is_not_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.undo()
+
+    def run(*_: str) -> str:
+        folder = tmp_path / "runs" / "step"
+        folder.mkdir(parents=True)
+        lines = [{"step": step, "timing/step_s": 1.0, "timing/learn_s": 0.5} for step in range(1, 5)]
+        del lines[3]["timing/learn_s"]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return ""
+
+    monkeypatch.setattr(training, "_run", run)
+    with pytest.raises(DigRlError, match="nothing to learn from"):
+        training._step_s(tmp_path)
