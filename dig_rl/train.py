@@ -188,6 +188,8 @@ class Training:
             figures["advantage/std"] = float(np.std([advantage for group in batch for advantage in group.advantages]))
             figures |= self._fleet.learner.step(batch)
             figures["timing/sync_s"] = self._fleet.sync_weights(step)
+        else:  # as after a sync: what a step finds in the caches must not depend on where the run was continued
+            self._fleet.rollouts.reset_caches()
         figures |= self._fleet.memory_gib()
         figures |= self._curriculum.figures() | {"timing/step_s": time.perf_counter() - started}
         tracker.log(step, figures, stage=stage.name)

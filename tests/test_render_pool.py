@@ -232,7 +232,7 @@ def test_ctrl_c_ends_every_task_and_a_local_build_goes_on(
     assert blenders(ray_head)
     build.send_signal(number)
     _, errors = build.communicate(timeout=120)
-    assert build.returncode == 130
+    assert build.returncode == 130, errors
     assert "of 12 pairs finished; the same command goes on" in errors and "Traceback" not in errors
     while blenders(ray_head) or started_by(tmp_path):
         assert time.monotonic() < deadline, "a renderer or a driver outlived the build"

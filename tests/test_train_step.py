@@ -31,7 +31,7 @@ class Engines:
         self.asked: list[list[str]] = []
         self.updates: list[list[str]] = []
         self.synced: list[int] = []
-        self.rollouts = SimpleNamespace(collect=self._collect)
+        self.rollouts = SimpleNamespace(collect=self._collect, reset_caches=lambda: None)
         self.learner = SimpleNamespace(facts=lambda: ("none", {"device": "cpu"}), step=self._step)
         self.policy = SimpleNamespace(engine="none")
         self.cluster = SimpleNamespace(ray_version="none")

@@ -54,7 +54,10 @@ class ScriptedEngines(Engines):
         self.policy = SimpleNamespace(engine="none", frame="norm1000")
         collect, step = self.rollouts.collect, self.learner.step
         self.rollouts = SimpleNamespace(
-            collect=self._counted(collect), answer=self._counted(self._answer), check_token_budget=lambda examples: None
+            collect=self._counted(collect),
+            reset_caches=lambda: None,
+            answer=self._counted(self._answer),
+            check_token_budget=lambda examples: None,
         )
         self.learner.step = self._counted(lambda groups: self._update(step(groups)))
         self.learner.save, self.learner.load = self._counted(self._save), self._load

@@ -64,6 +64,10 @@ class Rollouts:
         scored = time.perf_counter()
         return groups, {"timing/generate_s": generated - started, "timing/score_s": scored - generated}
 
+    def reset_caches(self) -> None:
+        """Let every worker forget prompts and images that it has computed."""
+        self._cluster.gather([worker.call("reset_caches") for worker in self._workers])
+
     def check_token_budget(self, examples: Sequence[Example]) -> None:
         """Make sure that every prompt and the longest answer fit the context.
 

@@ -71,8 +71,8 @@ def make_pairs_on_ray(
             for ref in done:
                 yield _result(ref, running.pop(ref))
     finally:
-        for ref in running:
-            ray.cancel(ref, force=True)
+        # Ray ends the processes of a driver that leaves. Cancelling the tasks first ends this process instead, at times,
+        # when one of them is finished in that moment ("Tried to complete task that was not pending", Ray 2.60.0).
         ray.shutdown()
 
 
