@@ -71,7 +71,7 @@ def make_pairs_on_ray(
             for ref in done:
                 yield _result(ref, running.pop(ref))
     finally:
-        # Ray ends the processes of a driver that leaves. Cancelling the tasks first ends this process instead, at times,
+        # Ray ends the processes of a driver that leaves. Cancelling the tasks first at times ends this process instead,
         # when one of them is finished in that moment ("Tried to complete task that was not pending", Ray 2.60.0).
         ray.shutdown()
 
