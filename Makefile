@@ -49,7 +49,9 @@ doctor: setup ## versions, devices, memory, and whether they fit CONFIG=
 demo: setup setup-blender ## the whole thing, small: render, train through three stages, evaluate, report
 	@$(PY) -m launch.demo $(SETTINGS)
 
-data: setup setup-blender ## render image pairs: CONFIG= OUT= COUNT= WORKERS=
+# A recipe with renderer = "numpy" needs no Blender.
+WITHOUT_BLENDER = $(shell grep -qsE '^renderer *= *"numpy"' $(call quote,$(CONFIG)) && echo yes)
+data: setup $(if $(WITHOUT_BLENDER),,setup-blender) ## render image pairs: CONFIG= OUT= COUNT= WORKERS=
 	@$(PY) -m launch.data $(NAMED_CONFIG) \
 	  $(call option,--out,$(OUT)) $(call option,--count,$(COUNT)) $(call option,--workers,$(WORKERS))
 

@@ -1,4 +1,4 @@
-"""Render a data folder of image pairs with Blender: `make data CONFIG= OUT= COUNT= WORKERS=`.
+"""Render a data folder of image pairs: `make data CONFIG= OUT= COUNT= WORKERS=`.
 
 Stop it whenever you like: finished pairs are kept, and the same command goes on.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from dig_rl.datagen.build import build_dataset
 from dig_rl.datagen.display import BuildDisplay
 from dig_rl.datagen.recipe import load_recipe
-from dig_rl.datagen.renderer import BlenderRenderer
+from dig_rl.datagen.renderers import open_renderer
 from dig_rl.errors import DigRlError
 
 CORES = os.cpu_count() or 1
@@ -29,7 +29,7 @@ def read_options() -> argparse.Namespace:
         "--count", type=int, help="pairs over all splits, in the recipe's proportions (default: its own)"
     )
     parser.add_argument(
-        "--workers", type=int, default=CORES, help="Blender processes (default: one a core, %(default)s)"
+        "--workers", type=int, default=CORES, help="renderers at work at one time (default: one a core, %(default)s)"
     )
     return parser.parse_args()
 
@@ -41,8 +41,7 @@ def main() -> int:
     display = BuildDisplay()
     try:
         recipe = load_recipe(options.config, options.count)
-        size = recipe.width, recipe.height, recipe.samples
-        make = functools.partial(BlenderRenderer, *size, threads=max(1, CORES // workers))
+        make = functools.partial(open_renderer, recipe, threads=max(1, CORES // workers))
         with display:
             worked = build_dataset(recipe, out, make_renderer=make, workers=workers, on_progress=display.update)
     except KeyboardInterrupt:

@@ -9,21 +9,27 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dig_rl.data import load_examples
+from dig_rl.data import Box, DifferenceRecord, load_examples
+from dig_rl.datagen.color_difference import ciede2000, srgb_to_lab
+from dig_rl.datagen.edits import PlannedChange, edit_scene
+from dig_rl.datagen.foresight import foreseen_color_difference
 from dig_rl.datagen.labels import box_of_mask
-from dig_rl.datagen.pairs import PairTask, make_pair
-from dig_rl.datagen.recipe import DataRecipe, EditKind
+from dig_rl.datagen.numpy_renderer import NumpyRenderer
+from dig_rl.datagen.pairs import FinishedPair, PairTask, make_pair
+from dig_rl.datagen.recipe import DataRecipe, EditKind, differences_of
 from dig_rl.datagen.renderer import REPOSITORY, BlenderRenderer
 from dig_rl.datagen.sampling import sample_scene, stage
-from dig_rl.datagen.scene import Scene, SceneObject
+from dig_rl.datagen.scene import SHAPES, Scene, SceneObject, scene_from_json
+from dig_rl.errors import RenderError
 
 pytestmark = pytest.mark.slow
 
@@ -83,19 +89,23 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("kind", ["color", "shape", "size", "material", "add", "remove"])
-def test_a_pair_of_each_kind_shows_its_change_inside_its_box(blender: BlenderRenderer, kind: EditKind) -> None:
+@pytest.mark.parametrize("kind", get_args(EditKind))
+def test_a_pair_of_each_kind_shows_its_change_inside_its_boxes(blender: BlenderRenderer, kind: EditKind) -> None:
     recipe = RECIPE.model_copy(update={"kinds": (kind,)})
-    pair = make_pair(PairTask("p", "train", 1, seed=7), recipe, blender)
-    (difference,) = pair.record.differences
-    assert difference.kind == kind
+    pair = make_pair(PairTask("p", "train", (PlannedChange(kind, "large"),), seed=7), recipe, blender)
+    differences = pair.record.differences
+    assert [difference.kind for difference in differences] == [kind] * differences_of(kind)
     image_a, image_b = (image.astype(int) for image in pair.images)
     changed = np.abs(image_a - image_b).max(axis=2)
-    x0, y0, x1, y1 = map(int, difference.box)
     inside = np.zeros(changed.shape, dtype=bool)
-    inside[y0:y1, x0:x1] = True
-    assert changed[inside].mean() > 5 * changed[~inside].mean() and changed[inside].max() > 40
-    assert (difference.box_a is None) == (kind == "add") and (difference.box_b is None) == (kind == "remove")
+    for difference in differences:
+        x0, y0, x1, y1 = map(int, difference.box)
+        inside[y0:y1, x0:x1] = True
+        assert changed[y0:y1, x0:x1].max() > 40
+    assert changed[inside].mean() > 5 * changed[~inside].mean()
+    present = [(difference.box_a is not None, difference.box_b is not None) for difference in differences]
+    expected = {"add": [(False, True)], "remove": [(True, False)], "move": [(True, False), (False, True)]}
+    assert present == expected.get(kind, [(True, True)])
 
 
 def test_pictures_do_not_depend_on_process_history_or_threads(blender: BlenderRenderer) -> None:
@@ -121,53 +131,130 @@ def test_far_from_a_change_without_light_transport_nothing_changes(blender: Blen
     assert difference[:16, :16].max() <= 1
 
 
-def sphere_ids_by_rays(scene: Scene, width: int, height: int) -> np.ndarray:
-    """Ids seen by rays through the pixel centres of a scene of spheres: its own camera model, no rasteriser."""
-    camera = scene.camera
-    eye, target = np.array(camera.position_m), np.array(camera.look_at_m)
-    forward = (target - eye) / np.linalg.norm(target - eye)
-    right = np.cross(forward, [0.0, 0.0, 1.0])
-    right /= np.linalg.norm(right)
-    up = np.cross(right, forward)
-    half_x, half_y = (
-        camera.sensor_width_mm / 2 / camera.focal_length_mm,
-        camera.sensor_height_mm / 2 / camera.focal_length_mm,
-    )
-    if width / height < half_x / half_y:
-        half_y = half_x * height / width
-    else:
-        half_x = half_y * width / height
-    ids, nearest = np.zeros((height, width), dtype=np.uint8), np.full((height, width), np.inf)
-    for row in range(height):
-        for column in range(width):
-            ray = (
-                forward
-                + right * half_x * (2 * (column + 0.5) / width - 1)
-                + up * half_y * (1 - 2 * (row + 0.5) / height)
-            )
-            ray /= np.linalg.norm(ray)
-            for item in scene.objects:
-                to_center = np.array([item.x_m, item.y_m, item.radius_m]) - eye
-                along = float(to_center @ ray)
-                miss = float(to_center @ to_center) - along**2
-                if miss <= item.radius_m**2 and along - (item.radius_m**2 - miss) ** 0.5 < nearest[row, column]:
-                    nearest[row, column] = along - (item.radius_m**2 - miss) ** 0.5
-                    ids[row, column] = item.object_id
-    return ids
+def edges_px(box: Box | None) -> np.ndarray:
+    assert box is not None
+    return np.array(box)
+
+
+def test_every_box_agrees_with_rays_cast_through_the_pixel_centres() -> None:
+    """Pairs of every kind; the rays share no code with Blender."""
+    recipe = DataRecipe(width=96, height=64, samples=1, num_objects=(6, 8), arena_m=1.9, clearance_m=0.1)
+    rays = NumpyRenderer(96, 64, 1)
+    shapes, yaws = set[str](), set[int]()
+    with BlenderRenderer(96, 64, 1) as blender:
+        for seed in range(28):
+            kind = get_args(EditKind)[seed % 7]
+            planned = PlannedChange(kind, "large" if seed % 4 else "small")
+            pair = make_pair(PairTask("p", "train", (planned,), seed), recipe, blender)
+            for scene, object_id, box, visible_px, fraction in labels_of(pair):
+                shown = rays.render_ids(scene) == object_id
+                alone = rays.render_ids(scene, only=object_id) > 0
+                assert np.abs(edges_px(box) - edges_px(box_of_mask(shown))).max() <= 1, (kind, seed)
+                assert abs(visible_px - shown.sum()) <= 3
+                assert fraction == pytest.approx(shown.sum() / alone.sum(), abs=0.03)
+                (item,) = (one for one in scene.objects if one.object_id == object_id)
+                shapes.add(item.shape)
+                yaws.add(int(item.yaw_deg // 30))
+    assert shapes == set(SHAPES) and len(yaws) >= 8
+
+
+def test_boxes_of_partly_hidden_objects_agree_with_rays() -> None:
+    """Each shape behind a cylinder that covers part of it."""
+    rays = NumpyRenderer(96, 64, 1)
+    front = SceneObject(2, "cylinder", "gray", "rubber", "large", -0.4, -0.7, 0.0)
+    with BlenderRenderer(96, 64, 1) as blender:
+        for index, shape in enumerate(SHAPES):
+            back = SceneObject(1, shape, "red", "rubber", "large", 0.25, 0.9, 37.0 * index)
+            scene = stage(RECIPE, (back, front))
+            ids, shown = blender.render_ids(scene), rays.render_ids(scene) == 1
+            alone = rays.render_ids(scene, only=1) == 1
+            assert 0.1 < shown.sum() / alone.sum() < 0.95
+            assert np.abs(edges_px(box_of_mask(ids == 1)) - edges_px(box_of_mask(shown))).max() <= 1, shape
+            assert abs(int((ids == 1).sum()) - int(shown.sum())) <= 3
+
+
+def labels_of(pair: FinishedPair) -> Iterator[tuple[Scene, int, Box, int, float]]:
+    """Scene, object, box, visible pixels and visible fraction for each box of either picture."""
+    scenes = [scene_from_json(pair.scenes[name]) for name in ("scene_a", "scene_b")]
+    for difference in pair.record.differences:
+        values = difference.model_dump()
+        for scene, side in zip(scenes, "ab", strict=True):
+            if values[f"box_{side}"] is not None:
+                labels = (values[f"{name}_{side}"] for name in ("box", "visible_px", "visible_fraction"))
+                yield scene, values["object_id"], *labels
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 64), (96, 40)])
-def test_boxes_of_spheres_agree_with_rays_within_a_pixel(size: tuple[int, int]) -> None:
-    sampled = sample_scene(np.random.default_rng(3), DataRecipe(num_objects=(5, 5), arena_m=1.5))
-    scene = replace(sampled, objects=tuple(replace(item, shape="sphere") for item in sampled.objects))
-    expected = sphere_ids_by_rays(scene, *size)
-    with BlenderRenderer(*size, 1) as renderer:
-        ids = renderer.render_ids(scene)
-    for item in scene.objects:
-        box, truth = box_of_mask(ids == item.object_id), box_of_mask(expected == item.object_id)
-        assert box is not None and truth is not None
-        assert np.abs(np.array(box) - np.array(truth)).max() <= 1
-    assert (ids != expected).mean() < 0.01
+def test_id_pictures_agree_with_rays_at_every_aspect(size: tuple[int, int]) -> None:
+    rays = NumpyRenderer(*size, 1)
+    with BlenderRenderer(*size, 1) as blender:
+        for seed in range(3):
+            scene = sample_scene(np.random.default_rng(seed), DataRecipe(num_objects=(6, 6), arena_m=1.8))
+            ids, expected = blender.render_ids(scene), rays.render_ids(scene)
+            assert (ids != expected).sum() <= 6  # rounding at outlines; meshes stand inside of round shapes
+            for item in scene.objects:
+                if (expected == item.object_id).sum() > 8:
+                    box, truth = (box_of_mask(seen == item.object_id) for seen in (ids, expected))
+                    assert np.abs(edges_px(box) - edges_px(truth)).max() <= 1
+
+
+def outside_of_boxes(differences: Sequence[DifferenceRecord], shape: tuple[int, ...]) -> np.ndarray:
+    """`[H, W]` bool: pixels in no box of either picture grown by a pixel."""
+    outside = np.ones(shape, dtype=bool)
+    for difference in differences:
+        for box in (difference.box_a, difference.box_b):
+            if box is not None:
+                x0, y0, x1, y1 = (int(edge) for edge in box)
+                outside[max(0, y0 - 1) : y1 + 1, max(0, x0 - 1) : x1 + 1] = False
+    return outside
+
+
+def test_without_light_transport_not_one_pixel_outside_the_boxes_differs() -> None:
+    """No sky, shadows, bounces or denoiser, and the smallest pixel filter: a pixel depends on what it shows alone."""
+    recipe = DataRecipe(width=96, height=64, samples=4, num_objects=(4, 6), arena_m=1.8, kinds=get_args(EditKind))
+    renderers = [BlenderRenderer(96, 64, 4, isolated=isolated) for isolated in (True, False)]
+    leaks = {True: 0, False: 0}
+    with renderers[0] as isolated, renderers[1] as usual:
+        for kind in get_args(EditKind):
+            pair = make_pair(PairTask("p", "train", (PlannedChange(kind, "large"),), seed=11), recipe, isolated)
+            scenes = [scene_from_json(pair.scenes[name]) for name in ("scene_a", "scene_b")]
+            dark = [replace(scene, sky_strength=0.0) for scene in scenes]
+            for renderer, drawn in ((isolated, dark), (usual, scenes)):
+                image_a, image_b = (renderer.render_beauty(scene, seed=3) for scene in drawn)
+                differs = (image_a != image_b).any(axis=2)
+                outside = outside_of_boxes(pair.record.differences, differs.shape)
+                assert differs[~outside].sum() > 20
+                leaks[renderer is isolated] += int(differs[outside].sum())
+    assert leaks[True] == 0 and leaks[False] > 100
+
+
+def test_colours_are_foreseen_before_blender_draws_them() -> None:
+    """Of pairs that pass the foresight, nearly all pass in the finished pictures; docs/data.md has the figures."""
+    recipe = DataRecipe(width=96, height=64, num_objects=(3, 5), arena_m=1.8)
+    gaps, compared = [], 0
+    with BlenderRenderer(96, 64, 4) as blender:
+        for seed in range(12):
+            rng = np.random.default_rng(seed)
+            planned = PlannedChange("material" if seed % 2 else "color", "large")
+            scene_a = sample_scene(rng, recipe, ("large",))
+            edited = edit_scene(rng, scene_a, (planned,), recipe)
+            assert edited is not None
+            scene_b, (edit,) = edited
+            shown = blender.render_ids(scene_a) == edit.object_id
+            if shown.sum() >= 40:
+                looks = [srgb_to_lab(blender.render_beauty(scene, 1)[shown]) for scene in (scene_a, scene_b)]
+                seen = float(ciede2000(*looks).mean())
+                gaps.append(foreseen_color_difference((scene_a, scene_b), edit.object_id, (96, 64)) / seen - 1)
+                compared += 1
+    assert compared >= 8 and abs(float(np.median(gaps))) < 0.15 and max(abs(gap) for gap in gaps) < 0.6
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="this machine may have such a device")
+def test_a_device_that_blender_does_not_find_is_a_clear_error() -> None:
+    with BlenderRenderer(*SIZE, 1, device="metal") as renderer:
+        with pytest.raises(RenderError, match=r"Blender finds no metal device .* choose another `device`"):
+            renderer.render_ids(stage(RECIPE, ()))
+        assert renderer.pid is None
 
 
 def test_two_workers_make_the_same_bytes_as_one(tmp_path: Path, reference: Path) -> None:

@@ -21,6 +21,14 @@ def srgb_to_linear(srgb: np.ndarray) -> np.ndarray:
     return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
 
 
+def linear_to_srgb(linear: np.ndarray) -> np.ndarray:
+    """Linear RGB `[..., 3]`, clipped to [0, 1], to 8-bit sRGB. Source: IEC 61966-2-1."""
+    value = np.clip(linear, 0.0, 1.0)
+    bent = np.where(value <= 0.0031308, 12.92 * value, 1.055 * value ** (1 / 2.4) - 0.055)
+    rounded: np.ndarray = np.rint(255.0 * bent).astype(np.uint8)
+    return rounded
+
+
 def srgb_to_lab(srgb: np.ndarray) -> np.ndarray:
     """8-bit sRGB `[..., 3]` to CIE L*a*b* (D65): L in [0, 100], a and b within about +-110."""
     relative = srgb_to_linear(srgb) @ _SRGB_TO_XYZ.T / _WHITE_XYZ

@@ -24,11 +24,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dig_rl.config import differing_keys
 from dig_rl.data import METADATA_NAME, PairRecord
+from dig_rl.datagen.labels import CHANGED_LEVELS
 from dig_rl.datagen.pairs import FinishedPair, PairTask
 from dig_rl.datagen.recipe import DataRecipe
 from dig_rl.errors import ConfigError, DataError
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 """Raised whenever one recipe would give other files than before."""
 MANIFEST_NAME = "manifest.json"
 
@@ -40,6 +41,8 @@ class PairReceipt(BaseModel):
 
     record: PairRecord
     rejections: dict[str, int]
+    share_explained: float | None
+    """Share of the changed pixels that lie in labelled boxes grown by one pixel; None when no pixel has changed."""
     sha256: dict[str, str]
     """Of each file of the pair, by its path in the data folder."""
 
@@ -123,6 +126,7 @@ class BuildFolder:
         receipt = PairReceipt(
             record=record,
             rejections=dict(pair.rejections),
+            share_explained=pair.share_explained,
             sha256={name: _sha256(contents) for name, contents in files.items()},
         )
         receipt_path = self._receipt_path(record.pair_id)
@@ -146,6 +150,7 @@ class BuildFolder:
             "pairs_by_split": dict(sorted(Counter(receipt.record.split for receipt in receipts).items())),
             "differences_by_kind": dict(sorted(kinds.items())),
             "rejections": dict(sorted(rejections.items())),
+            "changed_px_explained": _summary({item.record.pair_id: item.share_explained for item in receipts}),
             "sha256": dict(sorted({**sha256, METADATA_NAME: _sha256(metadata)}.items())),
         }
         self._write(METADATA_NAME, metadata, self.out)
@@ -189,6 +194,16 @@ def encode_png(picture: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def _summary(shares: dict[str, float | None]) -> dict[str, Any]:
+    """Mean, quantiles and values of the pairs that have one."""
+    by_pair = {pair_id: round(share, 4) for pair_id, share in shares.items() if share is not None}
+    values = list(by_pair.values())
+    levels = {"least": 0.0, "p05": 0.05, "median": 0.5}
+    figures = {name: round(float(np.quantile(values, level)), 4) if values else None for name, level in levels.items()}
+    mean = round(float(np.mean(values)), 4) if values else None
+    return {"changed_levels": CHANGED_LEVELS, "mean": mean, **figures, "by_pair": by_pair}
 
 
 def _json(values: dict[str, Any]) -> bytes:

@@ -1,4 +1,4 @@
-"""One pair: sample, edit, look at ids, render, label; again until nothing speaks against it."""
+"""One pair: sample, edit, foresee, look at ids, render, label; again until nothing speaks against it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,19 @@ from typing import Any
 import numpy as np
 
 from dig_rl.data import PairRecord, Split
-from dig_rl.datagen.edits import Edit, edit_scene
-from dig_rl.datagen.labels import IdPicture, Rejection, label_differences, rejection_by_color, rejection_by_ids
-from dig_rl.datagen.recipe import DataRecipe
+from dig_rl.datagen.edits import Edit, PlannedChange, edit_scene, plan_changes, sizes_needed
+from dig_rl.datagen.labels import (
+    IdPicture,
+    Rejection,
+    label_differences,
+    rejection_by_color,
+    rejection_by_foresight,
+    rejection_by_ids,
+    share_explained,
+)
+from dig_rl.datagen.recipe import DataRecipe, differences_of
 from dig_rl.datagen.renderer import Renderer
-from dig_rl.datagen.sampling import sample_scene
+from dig_rl.datagen.sampling import jitter, sample_scene
 from dig_rl.datagen.scene import Scene, scene_to_json
 from dig_rl.errors import ConfigError
 
@@ -25,9 +33,14 @@ class PairTask:
 
     pair_id: str
     split: Split
-    num_differences: int
+    changes: tuple[PlannedChange, ...]
     seed: int
     """In [0, 2**48)."""
+
+    @property
+    def num_differences(self) -> int:
+        """What the changes count together; a move counts 2."""
+        return sum(differences_of(change.kind) for change in self.changes)
 
 
 @dataclass(frozen=True)
@@ -41,6 +54,8 @@ class FinishedPair:
     """Both scenes and the edits as JSON values."""
     rejections: Counter[Rejection]
     """Tries thrown away before this pair, by reason."""
+    share_explained: float | None
+    """Share of the changed pixels that lie in labelled boxes grown by one pixel; None when no pixel has changed."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +69,21 @@ class _Candidate:
 def plan_pairs(recipe: DataRecipe) -> list[PairTask]:
     """Every pair of the recipe in the order of `metadata.jsonl`.
 
-    Pair ids, and so file names, say nothing of the split: `datasets` takes a file named `train-...` for a split of its
-    own and then ignores `metadata.jsonl`.
+    Kinds are planned evenly among the pairs of a split that have as many differences; more pairs leave the first ones
+    as they are. Pair ids, and so file names, say nothing of the split: `datasets` takes a file named `train-...` for a
+    split of its own and then ignores `metadata.jsonl`.
     """
     tasks: list[PairTask] = []
     for split, counts in recipe.splits.items():
-        changes = [number for number, pairs in sorted(counts.items()) for _ in range(pairs)]
-        for index, number in enumerate(changes):
-            seed = _pair_seed(recipe.seed, split, index)
-            tasks.append(PairTask(f"pair-{len(tasks):05d}", split, number, seed))
+        index = 0
+        for number, pairs in sorted(counts.items()):
+            rng = np.random.default_rng(_pair_seed(recipe.seed, f"{split}/kinds", number))
+            planned: Counter[PlannedChange] = Counter()
+            for _ in range(pairs):
+                changes = plan_changes(rng, number, recipe.kinds, planned)
+                seed = _pair_seed(recipe.seed, split, index)
+                tasks.append(PairTask(f"pair-{len(tasks):05d}", split, changes, seed))
+                index += 1
     return tasks
 
 
@@ -88,20 +109,25 @@ def make_pair(task: PairTask, recipe: DataRecipe, renderer: Renderer) -> Finishe
 def _try_pair(
     rng: np.random.Generator, task: PairTask, recipe: DataRecipe, renderer: Renderer
 ) -> _Candidate | Rejection:
-    scene_a = sample_scene(rng, recipe)
-    edited = edit_scene(rng, scene_a, task.num_differences, recipe)
+    scene_a = sample_scene(rng, recipe, sizes_needed(task.changes))
+    edited = edit_scene(rng, scene_a, task.changes, recipe)
     if edited is None:
         return "no_room"
     scene_b, edits = edited
-    scenes = (scene_a, scene_b)
+    scenes = (scene_a, jitter(rng, scene_b, recipe.distractors))
     changed = [edit.object_id for edit in edits]
     ids_a, ids_b = ({item.object_id for item in scene.objects} for scene in scenes)
+    rejection = rejection_by_foresight(edits, scenes, (recipe.width, recipe.height), recipe.rules)
+    if rejection:
+        return rejection
     picture_a, picture_b = (_look(renderer, scene, changed) for scene in scenes)
     rejection = rejection_by_ids(edits, (ids_a, ids_b), picture_a, picture_b, recipe.rules)
     if rejection:
         return rejection
-    noise_seed = task.seed % 2**31
-    images = (renderer.render_beauty(scene_a, noise_seed), renderer.render_beauty(scene_b, noise_seed))
+    noise_a = noise_b = task.seed % 2**31
+    if recipe.distractors.new_noise:
+        noise_b = int(rng.integers(2**31))
+    images = (renderer.render_beauty(scenes[0], noise_a), renderer.render_beauty(scenes[1], noise_b))
     rejection = rejection_by_color(edits, images, picture_a, picture_b, recipe.rules)
     return rejection or _Candidate(scenes, edits, (picture_a, picture_b), images)
 
@@ -113,6 +139,7 @@ def _look(renderer: Renderer, scene: Scene, changed: list[int]) -> IdPicture:
 
 
 def _finish(task: PairTask, recipe: DataRecipe, candidate: _Candidate, rejections: Counter[Rejection]) -> FinishedPair:
+    differences = label_differences(candidate.edits, *candidate.pictures, recipe.box_target)
     record = PairRecord(
         image_a_file_name=f"images/{task.pair_id}_a.png",
         image_b_file_name=f"images/{task.pair_id}_b.png",
@@ -122,7 +149,7 @@ def _finish(task: PairTask, recipe: DataRecipe, candidate: _Candidate, rejection
         num_differences=task.num_differences,
         split=task.split,
         seed=task.seed,
-        differences=label_differences(candidate.edits, *candidate.pictures, recipe.box_target),
+        differences=differences,
     )
     scene_a, scene_b = candidate.scenes
     scenes = {
@@ -131,7 +158,8 @@ def _finish(task: PairTask, recipe: DataRecipe, candidate: _Candidate, rejection
         "scene_a": scene_to_json(scene_a),
         "scene_b": scene_to_json(scene_b),
     }
-    return FinishedPair(record, candidate.images, scenes, rejections)
+    explained = share_explained(candidate.images, differences)
+    return FinishedPair(record, candidate.images, scenes, rejections, explained)
 
 
 def _pair_seed(seed: int, split: str, index: int) -> int:

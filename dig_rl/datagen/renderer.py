@@ -70,6 +70,8 @@ class BlenderRenderer:
         samples: int,
         *,
         threads: int = 1,
+        device: str = "cpu",
+        isolated: bool = False,
         python: Path = BLENDER_PYTHON,
         server: Path = RENDER_SERVER,
         requests_per_process: int = 2000,
@@ -82,6 +84,9 @@ class BlenderRenderer:
             height: pixels of every picture.
             samples: light paths a pixel of a beauty picture.
             threads: CPU threads of Cycles; pictures do not depend on it.
+            device: `cpu`, `cuda`, `optix` or `metal`.
+            isolated: beauty pictures without shadows and bounces and with the smallest pixel filter, so that a pixel
+                depends on nothing but what it shows; for tests.
             python: interpreter of the environment that has Blender.
             server: the program that it runs.
             requests_per_process: pictures before Blender is started afresh.
@@ -94,8 +99,8 @@ class BlenderRenderer:
             raise RenderError(f"Blender's environment is missing ({python} does not exist); run `make setup-blender`")
         self.seconds_in_cycles = 0.0
         self._picture = {"width": width, "height": height}
-        self._samples = samples
-        self._command = [str(python), "-u", str(server), "--threads", str(threads)]
+        self._beauty = {"op": "beauty", "samples": samples, "isolated": isolated}
+        self._command = [str(python), "-u", str(server), "--threads", str(threads), "--device", device]
         self._requests_per_process = requests_per_process
         self._timeout_s = timeout_s + 1e-4 * width * height * samples
         self._folder = tempfile.TemporaryDirectory(prefix="dig-rl-render-")
@@ -138,8 +143,7 @@ class BlenderRenderer:
         Raises:
             RenderError: Blender failed twice.
         """
-        request = {"op": "beauty", "scene": describe(scene), "samples": self._samples, "seed": seed}
-        return self._render(request, mode="RGB")
+        return self._render({**self._beauty, "scene": describe(scene), "seed": seed}, mode="RGB")
 
     def interrupt(self) -> None:
         """Make a request that another thread is waiting for raise RenderError soon, and every later one too."""
@@ -212,7 +216,10 @@ class _BlenderProcess:
 
     def wait_until_ready(self) -> None:
         """Wait for the first line, which names the version."""
-        version = self._read_answer("starting").get("ready")
+        answer = self._read_answer("starting")
+        if "error" in answer:
+            raise RenderError(f"{answer['error']}; choose another `device` in the recipe, cpu works everywhere")
+        version = answer.get("ready")
         if version != BLENDER_VERSION:
             raise RenderError(f"Blender's bpy is {version}, expected {BLENDER_VERSION}; run `make setup-blender`")
 

@@ -8,8 +8,9 @@ geometry, colours and numbers, nothing of datasets or labels. Blender's own chat
     {"op": "beauty", "scene": {...}, "width": 96, "height": 64, "output": "/tmp/a.png", "samples": 16, "seed": 1}
 
 `ids` writes an 8-bit grey picture whose value is the id of the object seen through each pixel centre, 0 for none;
-`only` keeps a single object. `beauty` writes the 8-bit sRGB picture. The answer is `{"seconds": ...}`, the time spent
-inside Cycles, or `{"error": "..."}`. The process ends when stdin closes.
+`only` keeps a single object. `beauty` writes the 8-bit sRGB picture; with `"isolated": true` it has no shadows and no
+bounces and the smallest pixel filter, so that a pixel depends on nothing but what it shows. The answer is
+`{"seconds": ...}`, the time spent inside Cycles, or `{"error": "..."}`. The process ends when stdin closes.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import bpy
 from mathutils import Vector
 
 PR_SET_PDEATHSIG = 1
+DEVICES = ("cpu", "cuda", "optix", "metal")
 
 
 class CyclesStage:
@@ -39,7 +41,7 @@ class CyclesStage:
     Meshes, materials and objects are reused, so that memory grows little and a request costs no more than its render.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, device: str) -> None:
         bpy.ops.wm.read_factory_settings(use_empty=True)
         self.scene = bpy.context.scene
         self.meshes = {shape: build() for shape, build in MESH_BUILDERS.items()}
@@ -59,6 +61,7 @@ class CyclesStage:
         background(self.dark_world).inputs["Strength"].default_value = 0.0
         self.id_material = id_material()
         configure_cycles(self.scene, threads)
+        use_device(self.scene, device)
 
     def render_ids(self, request: dict[str, Any]) -> float:
         """Write the picture of object ids; returns seconds inside Cycles."""
@@ -80,7 +83,11 @@ class CyclesStage:
         self.scene.render.image_settings.color_mode = "RGB"
         cycles = self.scene.cycles
         cycles.samples, cycles.seed = request["samples"], request["seed"]
-        cycles.max_bounces, cycles.filter_width = 3, 1.5
+        isolated = request.get("isolated", False)
+        cycles.max_bounces, cycles.filter_width = (0, 0.01) if isolated else (3, 1.5)
+        for light in self.lights:
+            light.data.use_shadow = not isolated
+            light.data.cycles.use_multiple_importance_sampling = not isolated  # its rays are blocked all the same
         return self._render(request["output"])
 
     def _arrange(self, request: dict[str, Any], only: int | None) -> None:
@@ -167,7 +174,6 @@ def configure_cycles(scene: bpy.types.Scene, threads: int) -> None:
     scene.render.use_sequencer = False
     scene.view_settings.look = "None"
     cycles = scene.cycles
-    cycles.device = "CPU"
     cycles.use_denoising = False
     cycles.use_adaptive_sampling = False
     cycles.use_light_tree = False
@@ -177,6 +183,20 @@ def configure_cycles(scene: bpy.types.Scene, threads: int) -> None:
     cycles.sample_clamp_indirect = 4.0
     cycles.use_animated_seed = False
     cycles.pixel_filter_type = "BLACKMAN_HARRIS"
+
+
+def use_device(scene: bpy.types.Scene, device: str) -> None:
+    """Render on the CPU, or on every GPU that the kind of device (`cuda`, `optix`, `metal`) offers."""
+    scene.cycles.device = "CPU" if device == "cpu" else "GPU"
+    if device == "cpu":
+        return
+    kind, preferences = device.upper(), bpy.context.preferences.addons["cycles"].preferences
+    found = preferences.get_devices_for_type(kind)
+    if not found:
+        raise LookupError(f"Blender finds no {device} device on this machine")
+    preferences.compute_device_type = kind
+    for offered in preferences.devices:
+        offered.use = offered.type == kind
 
 
 def aim(placed: bpy.types.Object, position: list[float], target: list[float]) -> None:
@@ -319,11 +339,16 @@ def follow_parent() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of Cycles")
+    parser.add_argument("--device", choices=DEVICES, default="cpu", help="what Cycles computes on")
     options = parser.parse_args()
     follow_parent()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # Blender prints to stdout; only answers may arrive there
-    stage = CyclesStage(options.threads)
+    try:
+        stage = CyclesStage(options.threads, options.device)
+    except LookupError as error:
+        answers.write(json.dumps({"error": str(error)}) + "\n")
+        return
     answers.write(json.dumps({"ready": ".".join(map(str, bpy.app.version))}) + "\n")
     answers.flush()
     requests: queue.Queue[str] = queue.Queue()
