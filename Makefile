@@ -61,7 +61,7 @@ policy: setup ## build a small policy with random weights: CONFIG= OUT=
 warmup: setup ## supervised start of a policy: CONFIG= OUT= SET=
 	@$(PY) -m launch.warmup --config $(call quote,$(CONFIG)) $(call option,--out,$(OUT)) $(SETTINGS)
 
-nano: setup setup-blender ## dig-nano from random weights, hours in pieces; the same command goes on
+nano: setup setup-blender ## dig-nano from random weights, in pieces; the same command goes on
 	@$(PY) -m launch.data --config launch/configs/data/nano.toml
 	@$(PY) -m launch.nano
 

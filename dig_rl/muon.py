@@ -1,7 +1,7 @@
 """Muon for the hidden matrices and AdamW for everything else, as one optimiser for a trainer that knows one.
 
-Source: Jordan, "Muon: an optimizer for hidden layers in neural networks" (2024); steps are scaled to the size of AdamW's
-(Liu et al., arXiv 2502.16982), so that both parts share one learning rate schedule.
+Source: Jordan, "Muon: an optimizer for hidden layers in neural networks" (2024); steps are scaled to the size of
+AdamW's (Liu et al., arXiv 2502.16982), so that both parts share one learning rate schedule.
 """
 
 from __future__ import annotations

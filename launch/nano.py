@@ -1,6 +1,6 @@
 """`make nano`: dig-nano from random weights, the supervised part: families of pictures, then stages of training.
 
-Hours on two cores. Stop it whenever you like; the same command goes on from the last checkpoint, minutes back at most.
+Stop it whenever you like; the same command goes on from the last checkpoint, minutes back at most.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def test_a_folder_made_in_pieces_equals_one_made_at_once(tmp_path: Path, monkeyp
         make_families(recipe(), folder, 1, lambda done, total: told.append((done, total)))
     assert told == [(0, 2), (1, 2), (2, 2)] * 2
     (in_pieces / "families-000001.npz").unlink()
-    with pytest.raises(DataError, match="families-000001.npz is missing: the folder is not finished"):
+    with pytest.raises(DataError, match=r"families-000001\.npz is missing: the folder is not finished"):
         list(read_families(in_pieces))
     make_families(recipe(), in_pieces, 1, lambda done, total: told.append((done, total)))
     assert told[-2:] == [(1, 2), (2, 2)]
@@ -104,5 +104,7 @@ def test_a_shared_scene_is_found(tmp_path: Path) -> None:
     write(x_m + 1e-9)
     refuse_shared_scenes(families, data)
     write(x_m)
-    with pytest.raises(DataError, match=r"pair-00000.json shows a scene of the families in .*families; give one of them"):
+    with pytest.raises(
+        DataError, match=r"pair-00000\.json shows a scene of the families in .*; give one of them"
+    ):
         refuse_shared_scenes(families, data)
