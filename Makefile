@@ -24,7 +24,7 @@ ON_DATA = $(call option,--data,$(DATA)) $(call option,--split,$(SPLIT)) $(call o
   $(call option,--temperature,$(TEMPERATURE)) $(NAMED_CONFIG) $(SETTINGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-blender doctor demo data data-check data-import data-export policy warmup train export eval compare \
+.PHONY: help setup setup-blender doctor demo data data-check data-import data-export policy warmup nano train export eval compare \
 	report reward-test reward-report curriculum-preview bench bench-long submit tensorboard \
 	test test-fast test-long test-pins lint clean need-python
 
@@ -73,6 +73,10 @@ policy: setup ## build a small policy with random weights: CONFIG= OUT=
 
 warmup: setup ## supervised start of a policy: CONFIG= OUT= SET=
 	@$(PY) -m launch.warmup --config $(call quote,$(CONFIG)) $(call option,--out,$(OUT)) $(SETTINGS)
+
+nano: setup setup-blender ## dig-nano from random weights, in pieces; the same command goes on
+	@$(PY) -m launch.data --config launch/configs/data/nano.toml
+	@$(PY) -m launch.nano
 
 train: setup ## train: CONFIG= RUN= SET="learner.lr=1e-6 ..." ALLOW_CHANGED_PLUGINS=1; the same RUN continues
 	@$(PY) -m launch.train --config $(call quote,$(CONFIG)) --run '$(RUN)' $(SETTINGS) $(CHANGED_PLUGINS)

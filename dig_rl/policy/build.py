@@ -79,7 +79,13 @@ class SmallPolicyConfig(BaseModel):
     max_pixels: int = Field(96 * 64, ge=256)
     """Largest image area after the resize rule."""
     coordinate_levels: Literal[10, 20, 25, 40, 50, 100, 125, 200, 250, 500, 1000] = 50
-    """Coordinates are multiples of 1000 / levels, one token each."""
+    """Coordinates are multiples of 1000 / levels, one token each, with the comma that follows where one does."""
+    whole_prompt: bool = False
+    """The instruction is a single token: it is the same in every prompt, and a third of all tokens otherwise."""
+    rope_theta: float = Field(10000.0, gt=1)
+    """Base of the text model's rotary positions; a small one tells near positions better apart."""
+    initializer_range: float = Field(0.02, gt=0)
+    """Standard deviation of the random weights."""
     seed: int = 0
 
 
@@ -118,13 +124,13 @@ def build_processor(config: SmallPolicyConfig, prompt_texts: list[str]) -> Qwen3
     video_processor = Qwen3VLVideoProcessor(patch_size=config.patch_px, merge_size=2, size=area)
     return Qwen3VLProcessor(
         image_processor=image_processor,
-        tokenizer=_build_tokenizer(config.coordinate_levels, prompt_texts),
+        tokenizer=_build_tokenizer(config, prompt_texts),
         video_processor=video_processor,
         chat_template=CHAT_TEMPLATE,
     )
 
 
-def _build_tokenizer(levels: int, prompt_texts: list[str]) -> Qwen2Tokenizer:
+def _build_tokenizer(config: SmallPolicyConfig, prompt_texts: list[str]) -> Qwen2Tokenizer:
     # Byte-level BPE as Qwen's, so any text can be written; trained on the prompt, so its words are one token each.
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -143,8 +149,10 @@ def _build_tokenizer(levels: int, prompt_texts: list[str]) -> Qwen2Tokenizer:
         pad_token="<|endoftext|>",
     )
     tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)})
-    step = 1000 // levels
-    tokenizer.add_tokens([*(str(level * step) for level in range(levels + 1)), *ANSWER_PIECES])
+    coordinates = [str(level * 1000 // config.coordinate_levels) for level in range(config.coordinate_levels + 1)]
+    tokenizer.add_tokens([*coordinates, *(f"{coordinate}, " for coordinate in coordinates), *ANSWER_PIECES])
+    if config.whole_prompt:
+        tokenizer.add_tokens(prompt_texts)
     return tokenizer
 
 
@@ -163,10 +171,11 @@ def _model_config(config: SmallPolicyConfig, tokenizer: Qwen2Tokenizer) -> Qwen3
             "max_position_embeddings": 32768,
             "rope_parameters": {
                 "rope_type": "default",
-                "rope_theta": 10000.0,
+                "rope_theta": config.rope_theta,
                 "mrope_interleaved": True,
                 "mrope_section": [half - 2 * height, height, height],
             },
+            "initializer_range": config.initializer_range,
             "bos_token_id": None,
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
@@ -183,6 +192,7 @@ def _model_config(config: SmallPolicyConfig, tokenizer: Qwen2Tokenizer) -> Qwen3
             "out_hidden_size": config.text_hidden,
             "num_position_embeddings": 256,
             "deepstack_visual_indexes": [config.vision_layers - 2],
+            "initializer_range": config.initializer_range,
         },
         image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
         video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),

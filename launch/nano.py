@@ -1,0 +1,122 @@
+"""`make nano`: dig-nano from random weights, the supervised part: families of pictures, then stages of training.
+
+Stop it whenever you like; the same command goes on from the last checkpoint, minutes back at most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from dig_rl.config import build, read_toml
+from dig_rl.data import load_examples
+from dig_rl.datagen.families import FamilyRecipe
+from dig_rl.datagen.family_shards import FamilyShard, make_families, read_families, refuse_shared_scenes
+from dig_rl.policy.build import SmallPolicyConfig, build_small_policy
+from dig_rl.prompts import instruction
+from launch.terminal import end_with_message
+
+RECIPE = "launch/configs/nano-recipe.toml"
+WORK = Path("runs/nano-warmup")
+DATA = Path("data/nano")
+POLICY = Path("policies/nano-warm")
+
+
+class Stage(BaseModel):
+    """One supervised stage: which families, and how long."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    families: tuple[str, ...] = Field(min_length=1)
+    """Names of tables under `families`."""
+    training: dict[str, object]
+    """`dig_rl.family_warmup.FamilyWarmupConfig`."""
+
+
+class NanoRecipe(BaseModel):
+    """Everything that decides what dig-nano is before GRPO."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    policy: SmallPolicyConfig
+    families: dict[str, FamilyRecipe]
+    stages: dict[str, Stage]
+    """In their order; each begins with the policy of the one before."""
+
+    @model_validator(mode="after")
+    def _families_are_there(self) -> NanoRecipe:
+        for name, stage in self.stages.items():
+            missing = set(stage.families) - set(self.families)
+            if missing:
+                raise ValueError(f"stages.{name} names families {sorted(missing)}, there are {sorted(self.families)}")
+        return self
+
+
+def main() -> None:
+    """Make what is missing, in order."""
+    parser = argparse.ArgumentParser(prog="make nano", description=__doc__)
+    parser.add_argument("--recipe", default=RECIPE, help="TOML file (default: %(default)s)")
+    parser.add_argument("--work", type=Path, default=WORK, help="families and checkpoints (default: %(default)s)")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder with a validation split (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=POLICY, help="policy to write (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="renderers (default: one a core)")
+    arguments = parser.parse_args()
+    recipe = build(NanoRecipe, read_toml(arguments.recipe), where=arguments.recipe)
+    if (arguments.out / "config.json").exists():
+        print(f"{arguments.out} is there already; remove it to train anew")
+        return
+    for name, families in recipe.families.items():
+        print(f"== families {name}: {families.num_families} layouts, drawn by {families.pictures.renderer}", flush=True)
+        folder = arguments.work / "families" / name
+        make_families(families, folder, arguments.workers, _show_families)
+        refuse_shared_scenes(folder, arguments.data)
+    start = arguments.work / "random"
+    if not (start / "config.json").exists():
+        build_small_policy(recipe.policy, [instruction("union", "norm1000")], start)
+    for name in recipe.stages:
+        start = _train(recipe, name, start, arguments)
+    partial = arguments.out.with_name(arguments.out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(start, partial)
+    partial.rename(arguments.out)
+    print(f"policy written to {arguments.out}; next: make eval CHECKPOINT={arguments.out} DATA={arguments.data}")
+
+
+def _train(recipe: NanoRecipe, name: str, start: Path, arguments: argparse.Namespace) -> Path:
+    # Imported here: torch and TRL take seconds, and drawing needs neither.
+    from dig_rl.family_batches import PairPool
+    from dig_rl.family_warmup import FamilyWarmupConfig, last_tenth_gain, read_history, warm_up_on_families
+
+    stage = recipe.stages[name]
+    out = arguments.work / name
+    if not (out / "policy" / "config.json").exists():
+        settings = build(FamilyWarmupConfig, dict(stage.training), where=f"{arguments.recipe}, stages.{name}.training")
+        pool = PairPool(_shards(arguments.work / "families" / families for families in stage.families))
+        validation = load_examples(arguments.data, "validation")
+        print(
+            f"== stage {name}: {settings.steps} steps on {len(pool)} pairs of {', '.join(stage.families)}", flush=True
+        )
+        warm_up_on_families(settings, start, pool, validation, recipe.policy.coordinate_levels, out)
+    gain = last_tenth_gain(read_history(out))
+    if gain is not None:
+        print(f"stage {name}: over its last tenth the validation loss fell by {100 * gain:.2f} %")
+    return Path(out / "policy")
+
+
+def _shards(folders: Iterable[Path]) -> Iterable[FamilyShard]:
+    for folder in folders:
+        yield from read_families(folder)
+
+
+def _show_families(done: int, total: int) -> None:
+    print(f"{done}/{total} families", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(end_with_message(main, "make nano continues where it stopped"))

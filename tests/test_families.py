@@ -1,0 +1,110 @@
+"""Families: every label follows from the pictures, every pair keeps the rules, and a folder can be made in pieces."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dig_rl.datagen import family_shards
+from dig_rl.datagen.families import Family, FamilyRecipe, make_family
+from dig_rl.datagen.family_shards import FAMILIES_A_SHARD, make_families, read_families, refuse_shared_scenes
+from dig_rl.datagen.recipe import DataRecipe
+from dig_rl.errors import ConfigError, DataError
+from tests.flat_renderer import FlatRenderer
+
+ARENA_M = 1.8
+
+
+def recipe(**changes: object) -> FamilyRecipe:
+    pictures = DataRecipe(seed=3, width=96, height=64, samples=1, arena_m=ARENA_M, renderer="numpy")
+    return FamilyRecipe.model_validate({"pictures": pictures, "num_families": 2, **changes})
+
+
+def family(index: int) -> Family:
+    return make_family(index, recipe(), FlatRenderer(96, 64, ARENA_M))
+
+
+@pytest.fixture(scope="module")
+def families() -> list[Family]:
+    return [family(index) for index in range(8)]
+
+
+def test_boxes_hold_every_pixel_that_differs(families: list[Family]) -> None:
+    """Flat pictures have no shadows, so the pixels alone tell where the changes are."""
+    seen = 0
+    for made in families:
+        for pair in made.pairs:
+            first, second = (made.images[picture].astype(int) for picture in pair.pictures)
+            differs = (first != second).any(axis=2)
+            boxed = np.zeros_like(differs)
+            for x0, y0, x1, y1 in pair.boxes_xyxy_px:
+                boxed[int(y0) : int(y1), int(x0) : int(x1)] = True
+            assert not (differs & ~boxed).any()
+            seen += differs.any()
+    assert seen > 100
+
+
+def test_pairs_have_one_to_four_changes(families: list[Family]) -> None:
+    pairs = [pair for made in families for pair in made.pairs]
+    assert {len(pair.boxes_xyxy_px) for pair in pairs} == {1, 2, 3, 4}
+    assert all(pair.pictures[0] < pair.pictures[1] for pair in pairs)
+
+
+def test_a_family_depends_on_its_index_and_seed_alone(families: list[Family]) -> None:
+    once, again, other = families[5], family(5), families[6]
+    assert np.array_equal(once.images, again.images)
+    assert once.pairs == again.pairs
+    assert not set(once.places_m) & set(other.places_m)
+
+
+def test_a_folder_made_in_pieces_equals_one_made_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(family_shards, "FAMILIES_A_SHARD", 1)
+    at_once, in_pieces = tmp_path / "a", tmp_path / "b"
+    told: list[tuple[int, int]] = []
+    for folder in (at_once, in_pieces):
+        make_families(recipe(), folder, 1, lambda done, total: told.append((done, total)))
+    assert told == [(0, 2), (1, 2), (2, 2)] * 2
+    (in_pieces / "families-000001.npz").unlink()
+    with pytest.raises(DataError, match=r"families-000001\.npz is missing: the folder is not finished"):
+        list(read_families(in_pieces))
+    make_families(recipe(), in_pieces, 1, lambda done, total: told.append((done, total)))
+    assert told[-2:] == [(1, 2), (2, 2)]
+    for one, other in zip(read_families(at_once), read_families(in_pieces), strict=True):
+        assert np.array_equal(one.images, other.images)
+        assert np.array_equal(one.boxes_xyxy_px, other.boxes_xyxy_px)
+    with pytest.raises(ConfigError, match="num_families: 2 -> 3"):
+        make_families(recipe(num_families=3), at_once, 1, lambda done, total: None)
+    assert FAMILIES_A_SHARD == 100  # the name imported here is the shipped value
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    make_families(recipe(num_families=1), tmp_path, 1, lambda done, total: None)
+    path = tmp_path / "families-000000.npz"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(DataError, match=r"families-000000.npz is damaged .* delete it"):
+        list(read_families(tmp_path))
+    with pytest.raises(DataError, match="is no folder of families"):
+        list(read_families(tmp_path / "nowhere"))
+
+
+def test_a_shared_scene_is_found(tmp_path: Path) -> None:
+    families, data = tmp_path / "families", tmp_path / "data"
+    make_families(recipe(num_families=1), families, 1, lambda done, total: None)
+    (data / "scenes").mkdir(parents=True)
+    x_m, y_m = next(read_families(families)).places_m[2].tolist()
+
+    def write(x_m: float) -> None:
+        scene = {"objects": [{"x_m": 0.1, "y_m": 0.2}, {"x_m": x_m, "y_m": y_m}]}
+        values = {"scene_a": {"objects": []}, "scene_b": scene}
+        (data / "scenes" / "pair-00000.json").write_text(json.dumps(values))
+
+    write(x_m + 1e-9)
+    refuse_shared_scenes(families, data)
+    write(x_m)
+    with pytest.raises(
+        DataError, match=r"pair-00000\.json shows a scene of the families in .*; give one of them"
+    ):
+        refuse_shared_scenes(families, data)
