@@ -104,7 +104,5 @@ def test_a_shared_scene_is_found(tmp_path: Path) -> None:
     write(x_m + 1e-9)
     refuse_shared_scenes(families, data)
     write(x_m)
-    with pytest.raises(
-        DataError, match=r"pair-00000\.json shows a scene of the families in .*; give one of them"
-    ):
+    with pytest.raises(DataError, match=r"pair-00000\.json shows a scene of the families in .*; give one of them"):
         refuse_shared_scenes(families, data)
