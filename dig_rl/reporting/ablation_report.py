@@ -1,0 +1,208 @@
+"""`docs/ablations.md`: finished runs as tables, and the paper's orderings held against them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from dig_rl.ablations.ledger import Entry, Figures
+from dig_rl.ablations.recipe import Axis
+from dig_rl.ablations.results import CONFIDENCE_LEVEL, Claim, Comparison, SeedMean, compare, of_arm, seed_mean
+
+CONTROL_LIMIT = 0.02
+"""Gain in F1 that a control without information may have on average."""
+
+
+class Arm(NamedTuple):
+    """An arm in the report."""
+
+    name: str
+    meaning: str
+
+
+ARMS: dict[Axis, tuple[Arm, ...]] = {
+    "reward": (
+        Arm("format", "format 1"),
+        Arm("format_iou", "format 0.1, IoU 0.9"),
+        Arm("format_f1", "format 0.1, F1 0.9"),
+        Arm("all", "format 0.1, F1 0.45, IoU 0.45"),
+    ),
+    "curriculum": (
+        Arm("mixed_only", "1 to 4 changes from the start"),
+        Arm("single_only", "1 change"),
+        Arm("single_dual", "1 change, then 2"),
+        Arm("staged", "1 change, then 2, then 1 to 4; the run of `all`"),
+        Arm("adaptive", "as staged, with promotion, replay and adaptive draws"),
+    ),
+    "control": (
+        Arm("shuffled_labels", "training pairs have the boxes of other pairs"),
+        Arm("blank_image_b", "the second image is gray, at test too"),
+        Arm("sft_more", "supervised training on the same pairs for the minutes of `all`"),
+    ),
+}
+CLAIMS: dict[Axis, tuple[Claim, ...]] = {
+    "reward": (Claim("format", "format_iou"), Claim("format_iou", "format_f1"), Claim("format_f1", "all")),
+    "curriculum": (Claim("single_only", "single_dual"), Claim("single_dual", "staged"), Claim("mixed_only", "staged")),
+    "control": (),
+}
+_TITLES: dict[Axis, str] = {
+    "reward": "Which reward",
+    "curriculum": "Which curriculum",
+    "control": "Controls",
+}
+_FIGURES = {
+    "f1": "F1",
+    "gain": "gain in F1",
+    "mean_iou": "mean IoU",
+    "count_accuracy": "count right",
+    "parse_rate": "readable",
+}
+_HEAD = """# Ablations
+
+The paper's two ablations (arXiv 2512.12633) with dig-nano on Blender's pairs, and three controls. `make ablations` runs
+what is missing and writes this page and its plots from [ablations.json](ablations.json) alone: change nothing here.
+
+- Every arm begins with the same policy and differs from `all` in what its row says. Budget of each: {budget}.
+- Figures are greedy answers to the whole held-out split, which nothing was chosen by; F1 at IoU 0.5.
+- Seeds ({seeds}) decide draws and sampling. Means over seeds have {level:.0%} intervals (Student's t): how far other
+  seeds may lie, not another policy or other pairs.
+- *Reproduced*: the interval of the difference by seed lies above 0. *Reversed*: below. *Not shown*: it holds 0, or
+  fewer than two seeds are there; that does not say that two arms are alike.
+- {hours:.1f} hours of wall clock in all.
+"""
+_RUNS = """## Every run
+
+```
+make ablations                                   # everything that is missing; Ctrl-C loses nothing
+make ablations ONLY="format all" SEEDS="0 1"     # some of it
+make ablations MINUTES=120                       # begin nothing that would end later
+make train CONFIG=runs/ablations/configs/format-0.json RUN=again     # one run by itself, once it was begun here
+```
+
+The recipe is `launch/configs/ablations.toml`. A fingerprint stands for settings, stages, policy and pairs; `staged` is
+written down from the run of `all`.
+
+"""
+
+
+def ablation_markdown(entries: Sequence[Entry]) -> str:
+    """The whole page.
+
+    Args:
+        entries: finished runs, any part of what is planned.
+    """
+    parts = [_head(entries)]
+    for axis in ARMS:
+        found = [entry for entry in entries if entry.axis == axis]
+        parts.append(f"## {_TITLES[axis]}\n")
+        if not found:
+            parts.append("No run is finished yet.\n")
+            continue
+        parts.append(_table(axis, entries))
+        parts.append(_verdicts(axis, entries))
+        parts.append(f"![{_TITLES[axis]}](images/{picture_name(axis)})\n")
+    parts.append(_runs(entries))
+    return "\n".join(parts)
+
+
+def picture_name(axis: Axis) -> str:
+    """File of an axis' plot in docs/images."""
+    return f"ablations-{axis}.png"
+
+
+def with_sign(value: float) -> str:
+    """A difference, zero without a sign."""
+    return f"{value:+.3f}" if round(value, 3) else "0.000"
+
+
+def _head(entries: Sequence[Entry]) -> str:
+    seeds = sorted({entry.seed for entry in entries})
+    budgets = sorted({(entry.steps, entry.completions) for entry in entries if entry.completions})
+    budget = "; ".join(f"{steps} steps, {completions:,} scored answers" for steps, completions in budgets)
+    hours = sum({(entry.fingerprint, entry.seed): entry.seconds for entry in entries}.values()) / 3600
+    return _HEAD.format(
+        budget=budget or "no run is finished yet",
+        seeds=", ".join(map(str, seeds)) or "none yet",
+        level=CONFIDENCE_LEVEL,
+        hours=hours,
+    )
+
+
+def _table(axis: Axis, entries: Sequence[Entry]) -> str:
+    rows = [["arm", "what it is", "seeds", *_FIGURES.values(), "F1 by seed", "minutes"]]
+    if axis != "control":
+        rows.append(_start_row(entries))
+    for arm in ARMS[axis]:
+        found = of_arm(entries, arm.name)
+        figures = [_cell(seed_mean(found, figure), figure) if found else "–" for figure in _FIGURES]
+        by_seed = ", ".join(f"{entry.f1:.3f}" for entry in found) or "not run yet"
+        minutes = f"{sum(entry.seconds for entry in found) / len(found) / 60:.0f}" if found else "–"
+        rows.append([f"`{arm.name}`", arm.meaning, str(len(found)), *figures, by_seed, minutes])
+    return _markdown_table(rows)
+
+
+def _start_row(entries: Sequence[Entry]) -> list[str]:
+    """The policy that all begin with: its figures depend on no seed."""
+    starts = {entry.before for entry in entries if entry.arm != "blank_image_b"}
+    start = starts.pop() if len(starts) == 1 else None
+    values = {name: f"{getattr(start, name):.3f}" if start else "differs" for name in Figures.model_fields}
+    return ["*start*", "the policy before training", "–", *(values.get(name, "–") for name in _FIGURES), "–", "–"]
+
+
+def _cell(found: SeedMean, figure: str) -> str:
+    show = with_sign if figure == "gain" else "{:.3f}".format
+    interval = found.interval
+    return show(found.mean) + (f" [{show(interval[0])}, {show(interval[1])}]" if interval else "")
+
+
+def _verdicts(axis: Axis, entries: Sequence[Entry]) -> str:
+    if axis == "control":
+        return "\n".join([*_control_lines(entries), ""])
+    rows = [["claim of the paper", "difference in F1 by seed", "mean", "verdict"]]
+    for claim in CLAIMS[axis]:
+        found = compare(entries, claim)
+        rows.append([f"`{claim.lower}` < `{claim.higher}`", *describe_comparison(found), f"**{found.verdict}**"])
+    return _markdown_table(rows)
+
+
+def describe_comparison(found: Comparison) -> tuple[str, str]:
+    """Differences by seed, and their mean with its interval."""
+    if found.difference is None:
+        return "no seed has both", "–"
+    by_seed = ", ".join(with_sign(value) for value in found.difference.values)
+    return by_seed, _cell(found.difference, "gain")
+
+
+def _control_lines(entries: Sequence[Entry]) -> list[str]:
+    lines = []
+    for name in ("shuffled_labels", "blank_image_b"):
+        if found := of_arm(entries, name):
+            gain = seed_mean(found, "gain")
+            held = "as it should be" if gain.mean <= CONTROL_LIMIT else "**more than it should**"
+            lines.append(f"- `{name}` gains {_cell(gain, 'gain')}; at most {CONTROL_LIMIT} on average is {held}.")
+    supervised = compare(entries, Claim("sft_more", "all"))
+    if supervised.difference is not None:
+        by_seed, mean = describe_comparison(supervised)
+        words = {
+            "reproduced": "GRPO gains more than as much supervised training",
+            "not shown": "a difference between GRPO and as much supervised training is **not shown**",
+            "reversed": "as much supervised training gains **more** than GRPO",
+        }[supervised.verdict]
+        lines.append(f"- `all` ends {mean} above `sft_more` (by seed: {by_seed}): {words}.")
+    return lines
+
+
+def _runs(entries: Sequence[Entry]) -> str:
+    rows = [["run", "F1 before", "F1 after", "steps", "scored answers", "minutes", "of them training", "fingerprint"]]
+    for entry in sorted(entries, key=lambda entry: (list(ARMS).index(entry.axis), entry.arm, entry.seed)):
+        minutes = [f"{seconds / 60:.1f}" for seconds in (entry.seconds, entry.training_seconds)]
+        counts = [str(entry.steps), f"{entry.completions:,}"]
+        figures = [f"{entry.before.f1:.3f}", f"{entry.f1:.3f}"]
+        rows.append([f"`{entry.arm}-{entry.seed}`", *figures, *counts, *minutes, f"`{entry.fingerprint}`"])
+    return _RUNS + _markdown_table(rows)
+
+
+def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = rows
+    lines = [head, ["---"] * len(head), *body]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
