@@ -86,11 +86,11 @@ def _write_report(ledger: Path) -> None:
     """Write the page and its pictures beside the ledger."""
     # Imported here: a plan needs no matplotlib.
     from dig_rl.reporting.ablation_plots import draw_axis
-    from dig_rl.reporting.ablation_report import ARMS, ablation_markdown, picture_name
+    from dig_rl.reporting.ablation_report import ARMS, ablation_markdown, finished_arms, picture_name
 
     entries = read_entries(ledger)
     for axis in ARMS:
-        if any(entry.axis == axis for entry in entries):
+        if finished_arms(entries, axis):
             picture = ledger.parent / "images" / picture_name(axis)
             picture.parent.mkdir(parents=True, exist_ok=True)
             draw_axis(entries, axis, picture)

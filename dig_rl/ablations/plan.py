@@ -14,7 +14,7 @@ from dig_rl.ablations.recipe import AblationRecipe, ArmRecipe, Axis, Control
 from dig_rl.config import Config
 from dig_rl.curriculum import load_stages, open_curriculum, stage_config
 from dig_rl.data import METADATA_NAME, load_examples
-from dig_rl.errors import ConfigError
+from dig_rl.errors import ConfigError, PolicyError
 from dig_rl.layers import build, read_layers
 from dig_rl.types import Example
 
@@ -124,10 +124,14 @@ def common_budget(recipe: AblationRecipe, root: Path, overrides: Sequence[str] =
 
     Raises:
         ConfigError: arms differ, or the settings let a run take more or less than planned.
-        DataError: the data folder is wrong.
+        DataError, PolicyError: the data folder is wrong, or there is no policy.
     """
     runs = plan_runs(recipe, root, seeds=recipe.seeds[:1], overrides=overrides)
-    data = runs[0].config.data
+    policy, data = runs[0].config.policy, runs[0].config.data
+    if not policy.hub and not Path(policy.path, "config.json").exists():
+        raise PolicyError(
+            f"no policy at {policy.path}, which {recipe.config} begins with; make it first, as with make nano"
+        )
     options: dict[str, Any] = {"allow_no_change": data.allow_no_change, "box_target": data.box_target}
     examples = load_examples(data.path, data.train_split, **options)
     load_examples(data.path, data.heldout_split, **options)

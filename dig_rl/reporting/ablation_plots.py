@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from dig_rl.ablations.ledger import Entry
 from dig_rl.ablations.recipe import Axis
 from dig_rl.ablations.results import Claim, SeedMean, compare, of_arm, seed_mean
-from dig_rl.reporting.ablation_report import ARMS, CLAIMS, CONTROL_LIMIT
+from dig_rl.reporting.ablation_report import ARMS, CLAIMS, CONTROL_LIMIT, finished_arms
 from dig_rl.reporting.plots import INK, PALETTE, STYLE
 
 _MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -23,7 +23,7 @@ _ROW_IN = 0.5
 
 def draw_axis(entries: Sequence[Entry], axis: Axis, path: Path) -> None:
     """Write a PNG: F1 of every arm (of controls: its gain) by seed with interval, beside the differences claimed."""
-    arms = [arm.name for arm in ARMS[axis] if of_arm(entries, arm.name)]
+    arms = finished_arms(entries, axis)
     claims = CLAIMS[axis] or (Claim("sft_more", "all"),)
     with matplotlib.rc_context(STYLE):
         rows = max(len(ARMS[axis]), len(claims))
@@ -40,7 +40,7 @@ def draw_axis(entries: Sequence[Entry], axis: Axis, path: Path) -> None:
             before = of_arm(entries, arms[0])[0].before.f1
             left.axvline(before, color=PALETTE[1], linewidth=1.0, linestyle="--", label="before training")
             left.set_title("held-out F1", loc="left", fontsize=10)
-        _draw_claims(right, entries, claims, markers)
+        _draw_claims(right, entries, claims, markers, is_claimed=bool(CLAIMS[axis]))
         handles, labels = left.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
         figure.savefig(path, dpi=130, metadata={"Software": None})
@@ -51,15 +51,18 @@ def _markers(entries: Sequence[Entry]) -> dict[int, str]:
     return {seed: _MARKERS[place % len(_MARKERS)] for place, seed in enumerate(seeds)}
 
 
-def _draw_claims(axes: Axes, entries: Sequence[Entry], claims: Sequence[Claim], markers: dict[int, str]) -> None:
+def _draw_claims(
+    axes: Axes, entries: Sequence[Entry], claims: Sequence[Claim], markers: dict[int, str], *, is_claimed: bool
+) -> None:
     found = [comparison for claim in claims if (comparison := compare(entries, claim)).difference is not None]
     names = [f"{item.claim.higher}\n- {item.claim.lower}" for item in found]
     differences = [item.difference for item in found if item.difference is not None]
     _draw_rows(axes, names, differences, markers, [_VERDICTS[item.verdict] for item in found])
     axes.axvline(0.0, color=INK, linewidth=0.8)
     axes.set_title("difference in F1 by seed", loc="left", fontsize=10)
-    for place, item in enumerate(found):
-        axes.text(1.02, place, item.verdict, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+    if is_claimed:
+        for place, item in enumerate(found):
+            axes.text(1.02, place, item.verdict, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
 
 
 def _draw_rows(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from dig_rl.ablations.ledger import Entry, Figures
@@ -93,9 +93,8 @@ def ablation_markdown(entries: Sequence[Entry]) -> str:
     """
     parts = [_head(entries)]
     for axis in ARMS:
-        found = [entry for entry in entries if entry.axis == axis]
         parts.append(f"## {_TITLES[axis]}\n")
-        if not found:
+        if not finished_arms(entries, axis):
             parts.append("No run is finished yet.\n")
             continue
         parts.append(_table(axis, entries))
@@ -103,6 +102,11 @@ def ablation_markdown(entries: Sequence[Entry]) -> str:
         parts.append(f"![{_TITLES[axis]}](images/{picture_name(axis)})\n")
     parts.append(_runs(entries))
     return "\n".join(parts)
+
+
+def finished_arms(entries: Sequence[Entry], axis: Axis) -> list[str]:
+    """Arms of an axis that any run is finished of, in the order of the page."""
+    return [arm.name for arm in ARMS[axis] if of_arm(entries, arm.name)]
 
 
 def picture_name(axis: Axis) -> str:
@@ -134,7 +138,7 @@ def _table(axis: Axis, entries: Sequence[Entry]) -> str:
         rows.append(_start_row(entries))
     for arm in ARMS[axis]:
         found = of_arm(entries, arm.name)
-        figures = [_cell(seed_mean(found, figure), figure) if found else "–" for figure in _FIGURES]
+        figures = [_figure(seed_mean(found, figure), figure) if found else "–" for figure in _FIGURES]
         by_seed = ", ".join(f"{entry.f1:.3f}" for entry in found) or "not run yet"
         minutes = f"{sum(entry.seconds for entry in found) / len(found) / 60:.0f}" if found else "–"
         rows.append([f"`{arm.name}`", arm.meaning, str(len(found)), *figures, by_seed, minutes])
@@ -149,8 +153,17 @@ def _start_row(entries: Sequence[Entry]) -> list[str]:
     return ["*start*", "the policy before training", "–", *(values.get(name, "–") for name in _FIGURES), "–", "–"]
 
 
-def _cell(found: SeedMean, figure: str) -> str:
-    show = with_sign if figure == "gain" else "{:.3f}".format
+def _figure(found: SeedMean, figure: str) -> str:
+    if figure in ("count_accuracy", "parse_rate"):
+        return f"{found.mean:.3f}"
+    return _difference(found) if figure == "gain" else _with_interval(found, "{:.3f}".format)
+
+
+def _difference(found: SeedMean) -> str:
+    return _with_interval(found, with_sign)
+
+
+def _with_interval(found: SeedMean, show: Callable[[float], str]) -> str:
     interval = found.interval
     return show(found.mean) + (f" [{show(interval[0])}, {show(interval[1])}]" if interval else "")
 
@@ -158,11 +171,13 @@ def _cell(found: SeedMean, figure: str) -> str:
 def _verdicts(axis: Axis, entries: Sequence[Entry]) -> str:
     if axis == "control":
         return "\n".join([*_control_lines(entries), ""])
+    means = {arm: seed_mean(of_arm(entries, arm), "f1").mean for arm in finished_arms(entries, axis)}
+    ranked = ", ".join(f"`{arm}` {means[arm]:.3f}" for arm in sorted(means, key=means.__getitem__))
     rows = [["claim of the paper", "difference in F1 by seed", "mean", "verdict"]]
     for claim in CLAIMS[axis]:
         found = compare(entries, claim)
         rows.append([f"`{claim.lower}` < `{claim.higher}`", *describe_comparison(found), f"**{found.verdict}**"])
-    return _markdown_table(rows)
+    return f"By mean F1, from the lowest: {ranked}.\n\n{_markdown_table(rows)}"
 
 
 def describe_comparison(found: Comparison) -> tuple[str, str]:
@@ -170,7 +185,7 @@ def describe_comparison(found: Comparison) -> tuple[str, str]:
     if found.difference is None:
         return "no seed has both", "–"
     by_seed = ", ".join(with_sign(value) for value in found.difference.values)
-    return by_seed, _cell(found.difference, "gain")
+    return by_seed, _difference(found.difference)
 
 
 def _control_lines(entries: Sequence[Entry]) -> list[str]:
@@ -179,7 +194,7 @@ def _control_lines(entries: Sequence[Entry]) -> list[str]:
         if found := of_arm(entries, name):
             gain = seed_mean(found, "gain")
             held = "as it should be" if gain.mean <= CONTROL_LIMIT else "**more than it should**"
-            lines.append(f"- `{name}` gains {_cell(gain, 'gain')}; at most {CONTROL_LIMIT} on average is {held}.")
+            lines.append(f"- `{name}` gains {_difference(gain)}; at most {CONTROL_LIMIT} on average is {held}.")
     supervised = compare(entries, Claim("sft_more", "all"))
     if supervised.difference is not None:
         by_seed, mean = describe_comparison(supervised)
