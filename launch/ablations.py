@@ -6,6 +6,7 @@ Finished runs stand in docs/ablations.json and are skipped; the same command goe
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -52,10 +53,11 @@ def _arguments() -> argparse.Namespace:
 
 def _run_missing(recipe: AblationRecipe, arguments: argparse.Namespace) -> list[str]:
     """Returns the names of runs that failed."""
-    options = {"seeds": arguments.seeds or None, "overrides": arguments.set}
-    runs = plan_runs(recipe, ROOT, arms=arguments.only or None, **options)
+    entries = read_entries(arguments.ledger)
+    _refuse_other_settings(recipe, entries, arguments.set)
+    runs = plan_runs(recipe, ROOT, arms=arguments.only or None, seeds=arguments.seeds or None, overrides=arguments.set)
     budget = common_budget(recipe, ROOT, arguments.set)
-    missing = [run for run in runs if not run.is_in(read_entries(arguments.ledger))]
+    missing = [run for run in runs if not run.is_in(entries)]
     print(f"{len(runs)} runs of {budget}; {len(runs) - len(missing)} are finished", flush=True)
     started = time.monotonic()
     failed = []
@@ -77,9 +79,16 @@ def _run_missing(recipe: AblationRecipe, arguments: argparse.Namespace) -> list[
             print(f"run {run.name} failed: {error}", file=sys.stderr, flush=True)
             continue
         append_entries(arguments.ledger, made)
+        shutil.rmtree(arguments.work / run.name / "checkpoints", ignore_errors=True)  # as large as the rest of the run
         print(_result(made[0]), flush=True)
         _write_report(arguments.ledger)
     return failed
+
+
+def _refuse_other_settings(recipe: AblationRecipe, entries: Sequence[Entry], overrides: Sequence[str]) -> None:
+    """No table may hold runs with different settings, also where other arms are asked for."""
+    for run in plan_runs(recipe, ROOT, seeds=sorted({entry.seed for entry in entries}), overrides=overrides):
+        run.is_in(entries)
 
 
 def _write_report(ledger: Path) -> None:

@@ -21,6 +21,9 @@ from dig_rl.types import Example
 SUPERVISED_FILE = "supervised.json"
 """Of a run folder of `sft_more`: how many steps it has and what they took."""
 
+_DECIDES_NOTHING = {"checkpoint", "cluster", "alarms"}
+"""Sections of the config that a run's figures do not depend on."""
+
 
 @dataclass(frozen=True)
 class PlannedRun:
@@ -205,7 +208,7 @@ def _contents(config: Config) -> dict[str, str]:
 
 def _fingerprint(config: Config, arm: ArmRecipe, contents: dict[str, str], root: Path) -> str:
     """Of what decides a run; defaults are left out, so that a new setting changes no fingerprint."""
-    values = json.loads(config.model_dump_json(exclude_defaults=True))
+    values = json.loads(config.model_dump_json(exclude_defaults=True, exclude=_DECIDES_NOTHING))
     for section in ("policy", "data"):
         values.get(section, {}).pop("path", None)
     values["curriculum"] = [
