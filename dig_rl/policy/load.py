@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jinja2 import TemplateError
 from PIL import Image
@@ -28,9 +29,10 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from dig_rl.config import Config, PolicyConfig
 from dig_rl.errors import ConfigError, DataError, PolicyError
+from dig_rl.looks import apply_look
 from dig_rl.parsing import CoordinateFrame, frame_of
 from dig_rl.prompts import chat_messages
-from dig_rl.types import BoxTarget, Example
+from dig_rl.types import BoxTarget, Example, Look
 
 IMAGE_MARKER = "<|image_pad|>"
 """Stands for one image in a chat-formatted prompt."""
@@ -170,14 +172,16 @@ def uses_flex_attention(model: PreTrainedModel) -> bool:
 
 
 def load_images(example: Example) -> tuple[Image.Image, Image.Image]:
-    """Both images of a pair in order, RGB."""
-    images = []
+    """Both images of a pair as its look shows them, in order, RGB."""
+    images: list[Image.Image] = []
     for path in (example.image_a_path, example.image_b_path):
         try:
             with Image.open(path) as image:
                 images.append(image.convert("RGB"))
         except OSError as error:
             raise DataError(f"pair {example.pair_id}: cannot read image {path}: {error}") from None
+    if example.look != Look():
+        images = [Image.fromarray(image) for image in apply_look(np.stack([*map(np.asarray, images)]), example.look)]
     return images[0], images[1]
 
 
