@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +268,18 @@ def test_ledger_has_the_keys_of_the_contract_and_keeps_what_it_holds(world: Path
     with pytest.raises(DigRlError, match="has an entry for"):
         append_entries(path, [entry_of(run, "reward", "format"), pair[1]])
     assert path.read_bytes() == before  # all or none
+
+
+def test_runs_that_end_at_one_time_are_all_written_down(world: Path) -> None:
+    run, path = planned(world), world / "ablations.json"
+
+    def finish(arm: str) -> None:
+        for seed in range(10):
+            append_entries(path, [entry_of(run, "reward", arm, seed=seed)])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(finish, "abcd"))
+    assert len(read_entries(path)) == 40
 
 
 @pytest.mark.parametrize(

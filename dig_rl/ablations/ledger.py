@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -82,10 +84,20 @@ def append_entries(path: Path, added: Sequence[Entry]) -> None:
         DigRlError: the file is damaged, or one of them is there already.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _held(path.parent):
         entries = read_entries(path)
         there = {entry.key for entry in entries}
         if again := [entry.key for entry in added if entry.key in there]:
             raise DigRlError(f"{path} has an entry for {again[0]} already")
         write_durably(path, json.dumps([entry.model_dump() for entry in [*entries, *added]], indent=1) + "\n")
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Wait until no other process holds the folder, and hold it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -64,25 +64,37 @@ what is missing and writes this page and its plots from [ablations.json](ablatio
 
 - Every arm begins with the same policy and differs from `all` in what its row says. Budget of each: {budget}.
 - Figures are greedy answers to the whole held-out split, which nothing was chosen by; F1 at IoU 0.5.
-- Seeds ({seeds}) decide draws and sampling. Means over seeds have {level:.0%} intervals (Student's t): how far other
-  seeds may lie, not another policy or other pairs.
+- Seeds ({seeds}) decide draws and sampling. Means over seeds have {level:.0%} confidence intervals (Student's t). These
+  know of seeds alone: with another policy or other held-out pairs, figures may differ by more.
 - *Reproduced*: the interval of the difference by seed lies above 0. *Reversed*: below. *Not shown*: it holds 0, or
   fewer than two seeds are there; that does not say that two arms are alike.
 - {hours:.1f} hours of wall clock in all.
 """
-_RUNS = """## Every run
+_METHOD = """## How it is done
 
 ```
 make ablations                                   # everything that is missing; Ctrl-C loses nothing
 make ablations ONLY="format all" SEEDS="0 1"     # some of it
 make ablations MINUTES=120                       # begin nothing that would end later
+make ablations REPORT_ONLY=1                     # this page and its pictures, without a run
 make train CONFIG=runs/ablations/configs/format-0.json RUN=again     # one run by itself, once it was begun here
 ```
 
-The recipe is `launch/configs/ablations.toml`. A fingerprint stands for settings, stages, policy and pairs; `staged` is
-written down from the run of `all`.
+- `launch/configs/ablations.toml` names the shared config, the seeds and what each arm changes. Nothing starts unless
+  all arms come to the same number of scored answers.
+- Seed by seed, the arms that the orderings hang on come first; `adaptive` and the controls follow. Every run is an
+  ordinary `make train` in a process of its own under `runs/ablations/`; its checkpoints go when it is written down.
+- A *fingerprint* stands for settings, stages, weights of the policy and labels. A finished run with another fingerprint
+  than the recipe now asks for stops the command, so that no table mixes settings.
+- `shuffled_labels`: each training pair has the boxes of another with as many changes, dealt by the seed. What numbers
+  and places of boxes give away can still be learned, what the pictures say cannot.
+- `blank_image_b`: no pair shows what changed; its own start, measured on gray images too, is what its gain counts from.
+- `sft_more`: from the same policy, on the same pairs in the looks of the supervised recipe (swapped, mirrored, other
+  colours), with its optimiser, for the seconds that sampling, scoring and learning took in `all` with that seed. Not on
+  the thousands of numpy families that the recipe has: then the data would differ as well as the method.
 
 """
+_RUNS = "## Every run\n\n"
 
 
 def ablation_markdown(entries: Sequence[Entry]) -> str:
@@ -100,7 +112,9 @@ def ablation_markdown(entries: Sequence[Entry]) -> str:
         parts.append(_table(axis, entries))
         parts.append(_verdicts(axis, entries))
         parts.append(f"![{_TITLES[axis]}](images/{picture_name(axis)})\n")
-    parts.append(_runs(entries))
+    parts.append(_METHOD)
+    if entries:
+        parts.append(_runs(entries))
     return "\n".join(parts)
 
 
