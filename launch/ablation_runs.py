@@ -84,9 +84,7 @@ def _of_summary(folder: Path, budget: Budget) -> dict[str, Any]:
         raise RunFailed(f"run {folder} ended as {summary.get('status', 'nothing')}")
     steps = sum(stage["steps"] for stage in summary["stages"])
     if steps != budget.steps:
-        raise RunFailed(
-            f"run {folder} has {steps} steps, expected {budget.steps}: its config is not that of the recipe"
-        )
+        raise RunFailed(f"run {folder} has {steps} steps, expected {budget.steps}; remove it, it is made again")
     seconds = summary["seconds"]
     return {
         **_figures(summary["heldout"]["after"]),

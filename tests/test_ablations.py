@@ -13,6 +13,7 @@ import pytest
 from dig_rl.ablations.ledger import Entry, append_entries, read_entries
 from dig_rl.ablations.plan import Budget, PlannedRun, common_budget, plan_runs
 from dig_rl.ablations.recipe import AblationRecipe, load_recipe
+from dig_rl.config import load_config
 from dig_rl.errors import ConfigError, DataError, DigRlError, PolicyError
 from dig_rl.layers import build
 from launch import ablation_runs, ablations
@@ -297,6 +298,62 @@ def test_a_damaged_ledger_is_refused(world: Path, damage: Any, message: str) -> 
     path.write_text(damage(path.read_text()))
     with pytest.raises(DigRlError, match=message):
         read_entries(path)
+
+
+def finished_summary(**changes: Any) -> dict[str, Any]:
+    before = {"f1": 0.25, "mean_iou": 0.3, "precision": 0.1, "count_accuracy": 0.5, "parse_rate": 1.0, "pairs": 200}
+    seconds = {
+        "total": 90.0,
+        "generate": 10.0,
+        "score": 1.0,
+        "learn": 20.0,
+        "sync": 2.0,
+        "evaluate": 30.0,
+        "other": 27.0,
+    }
+    stages = [{"name": "single", "steps": 25}, {"name": "dual", "steps": 50}]
+    heldout = {"before": before, "after": before | {"f1": 0.375}}
+    return {"status": "finished", "stages": stages, "heldout": heldout, "seconds": seconds} | changes
+
+
+def run_that_leaves(summary: dict[str, Any], run: PlannedRun, world: Path, monkeypatch: Any) -> list[Entry]:
+    """Entries of a run whose process leaves this summary."""
+    (world / run.name).mkdir()
+    (world / run.name / "summary.json").write_text(json.dumps(summary))
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(ablation_runs, "_run", lambda *command: asked.append(command))
+    made = ablation_runs.execute(run, Budget(75, 3, 4), world, [])
+    config = world / "configs" / f"{run.name}.json"
+    assert asked == [("launch.train", "--config", str(config), "--run", run.name, "--runs-dir", str(world))]
+    assert load_config([config]) == run.config
+    return made
+
+
+def test_entries_are_taken_from_the_summary(world: Path, monkeypatch: Any) -> None:
+    reward, curriculum = run_that_leaves(finished_summary(), planned(world), world, monkeypatch)
+    assert (reward.key, curriculum.key) == (("reward", "all", 0), ("curriculum", "staged", 0))
+    assert (reward.before.f1, reward.f1, reward.mean_iou, reward.count_accuracy) == (0.25, 0.375, 0.3, 0.5)
+    assert (reward.steps, reward.completions, reward.seconds, reward.training_seconds) == (75, 900, 90.0, 33.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"status": "interrupted"}, "ended as interrupted"),
+        ({"stages": [{"name": "single", "steps": 74}]}, "has 74 steps, expected 75; remove it"),
+    ],
+)
+def test_a_run_that_is_not_what_was_planned_is_not_written_down(
+    world: Path, monkeypatch: Any, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ablation_runs.RunFailed, match=message):
+        run_that_leaves(finished_summary(**change), planned(world), world, monkeypatch)
+
+
+def test_supervised_control_needs_the_time_of_its_model(world: Path) -> None:
+    other_seed = entry_of(planned(world), "reward", "all", seed=1)
+    with pytest.raises(DigRlError, match='run that first: make ablations ONLY="all" SEEDS="0"'):
+        ablation_runs.execute(planned(world, "sft_more"), Budget(75, 3, 4), world, [other_seed])
 
 
 class Runs:
