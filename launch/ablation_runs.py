@@ -104,8 +104,8 @@ def _train_supervised(run: PlannedRun, settings: list[str], work: Path, entries:
             f'run that first: make ablations ONLY="{run.minutes_of}" SEEDS="{run.seed}"'
         )
     training = [f"{key}={json.dumps(value)}" for key, value in run.training.items()]
-    seconds = ["--seconds", f"{model.training_seconds:.0f}"]
-    _run("launch.sft_more", *settings, *seconds, *(["--training", *training] if training else []))
+    time = ["--seconds", f"{model.training_seconds:.0f}"]
+    _run("launch.sft_more", *settings, *time, *(["--training", *training] if training else []))
     folder = work / run.name
     answered = folder / "evaluation"
     if not (answered / "evaluation.json").exists():

@@ -160,11 +160,13 @@ def _table(axis: Axis, entries: Sequence[Entry]) -> str:
 
 
 def _start_row(entries: Sequence[Entry]) -> list[str]:
-    """The policy that all begin with: its figures depend on no seed."""
-    starts = {entry.before for entry in entries if entry.arm != "blank_image_b"}
-    start = starts.pop() if len(starts) == 1 else None
-    values = {name: f"{getattr(start, name):.3f}" if start else "differs" for name in Figures.model_fields}
-    return ["*start*", "the policy before training", "–", *(values.get(name, "–") for name in _FIGURES), "–", "–"]
+    """The policy that all begin with; runs may differ in its last digit where sums are not always in one order."""
+    starts = [entry.before for entry in entries if entry.arm != "blank_image_b"]
+    shown = {}
+    for name in Figures.model_fields:
+        values = sorted({f"{getattr(start, name):.3f}" for start in starts})
+        shown[name] = values[0] if len(values) == 1 else f"{values[0]} to {values[-1]}" if values else "–"
+    return ["*start*", "the policy before training", "–", *(shown.get(name, "–") for name in _FIGURES), "–", "–"]
 
 
 def _figure(found: SeedMean, figure: str) -> str:
