@@ -15,7 +15,7 @@ from dig_rl.boxes import px_to_unit
 from dig_rl.config import PolicyConfig
 from dig_rl.datagen.family_shards import FamilyShard
 from dig_rl.errors import DataError
-from dig_rl.family_batches import IGNORED, FamilyCollator, PairPool, covered_squares
+from dig_rl.family_batches import IGNORED, FamilyCollator, PairPool, covered_squares, jittered
 from dig_rl.muon import MuonWithAdamW
 from dig_rl.policy.load import load_frontend
 from dig_rl.prompts import format_answer
@@ -78,6 +78,19 @@ def test_covered_squares_by_hand() -> None:
     assert covered_squares(np.zeros((0, 4)), (48, 32), (2, 3)).tolist() == [[0.0] * 3] * 2
 
 
+def test_rough_labels_move_each_side_by_a_share_of_its_box_and_stay_in_the_picture() -> None:
+    boxes = np.array([[10.0, 20.0, 30.0, 24.0], [0.0, 0.0, 10.0, 10.0]])
+    moved = np.stack([jittered(boxes, 0.3, (40, 24), np.random.default_rng(seed)) for seed in range(500)])
+    shifts = moved - boxes
+    limits = np.array([[6.0, 1.2, 6.0, 1.2], [3.0, 3.0, 3.0, 3.0]])
+    assert (abs(shifts) <= limits + 1e-9).all()
+    assert (shifts[:, 0, :3].min(axis=0) < -0.9 * limits[0, :3]).all()  # every side, both ways, nearly all the way
+    assert (shifts[:, 0, :3].max(axis=0) > 0.9 * limits[0, :3]).all()
+    assert (moved >= 0).all() and (moved <= [40, 24, 40, 24]).all()
+    assert (moved[..., 2:] > moved[..., :2]).all()
+    assert (jittered(boxes, 0.0, (40, 24), np.random.default_rng(0)) == boxes).all()
+
+
 @pytest.fixture
 def validation(tmp_path: Path) -> list[Example]:
     from PIL import Image
@@ -91,7 +104,14 @@ def validation(tmp_path: Path) -> list[Example]:
 
 
 def collator(policy: Path, validation: list[Example], **changes: Any) -> FamilyCollator:
-    settings = {"levels": 50, "batch_size": 2, "single_steps": 1, "hints": True, "seed": 7} | changes
+    settings = {
+        "levels": 50,
+        "batch_size": 2,
+        "single_steps": 1,
+        "label_jitter": 0.0,
+        "hints": True,
+        "seed": 7,
+    } | changes
     frontend = load_frontend(PolicyConfig(path=str(policy)), "union")
     return FamilyCollator(frontend, PairPool([painted_shard()]), validation, **settings)
 
