@@ -24,7 +24,7 @@ ON_DATA = $(call option,--data,$(DATA)) $(call option,--split,$(SPLIT)) $(call o
   $(call option,--temperature,$(TEMPERATURE)) $(NAMED_CONFIG) $(SETTINGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-blender doctor demo data data-check data-import data-export policy warmup nano train export eval compare \
+.PHONY: help setup setup-blender doctor demo data data-check data-import data-export policy warmup nano ablations train export eval compare \
 	report reward-test reward-report curriculum-preview bench bench-long submit tensorboard \
 	test test-fast test-long test-pins lint clean need-python
 
@@ -77,6 +77,11 @@ warmup: setup ## supervised start of a policy: CONFIG= OUT= SET=
 nano: setup setup-blender ## dig-nano from random weights, in pieces; the same command goes on
 	@$(PY) -m launch.data --config launch/configs/data/nano.toml
 	@$(PY) -m launch.nano
+
+ablations: setup ## which part of the method does what: arms x seeds at one budget, in pieces: ONLY="arms" SEEDS= MINUTES= SET= DRY_RUN=1
+	@$(PY) -m launch.ablations $(call option,--recipe,$(RECIPE)) $(if $(ONLY),--only $(call quote,$(ONLY))) \
+	  $(if $(SEEDS),--seeds $(call quote,$(SEEDS))) $(call option,--minutes,$(MINUTES)) $(SETTINGS) \
+	  $(if $(DRY_RUN),--dry-run) $(if $(REPORT_ONLY),--report-only)
 
 train: setup ## train: CONFIG= RUN= SET="learner.lr=1e-6 ..." ALLOW_CHANGED_PLUGINS=1; the same RUN continues
 	@$(PY) -m launch.train --config $(call quote,$(CONFIG)) --run '$(RUN)' $(SETTINGS) $(CHANGED_PLUGINS)

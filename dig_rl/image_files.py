@@ -1,4 +1,4 @@
-"""What an image of a data folder must be before anything reads its pixels."""
+"""What an image of a data folder must be before anything reads its pixels, and an image that shows nothing."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ MAX_PIXELS = 64_000_000
 _MODES = {"RGB", "L"}
 _PNG_DEPTH_BYTE = 24
 """Where a PNG states its bits a channel; Pillow silently halves 16-bit colour. Source: PNG specification, IHDR."""
+_GRAY = (128, 128, 128)
 
 
 def image_problem(folder: Path, name: str, size_px: tuple[int, int]) -> str | None:
@@ -53,3 +54,12 @@ def _content_problem(path: Path, size_px: tuple[int, int]) -> str | None:
                 return f"has {found}; expected 8-bit RGB or grey without palette or transparency: convert it"
             image.verify() if image.format == "PNG" else image.load()
     return None
+
+
+def gray_image(folder: Path, size_px: tuple[int, int]) -> Path:
+    """An even gray image of this (width, height) in `folder`, made if it is not there."""
+    path = folder / f"gray_{size_px[0]}x{size_px[1]}.png"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size_px, _GRAY).save(path)
+    return path

@@ -1,0 +1,239 @@
+"""`docs/ablations.md`: finished runs as tables, and the paper's orderings held against them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from dig_rl.ablations.ledger import Entry, Figures
+from dig_rl.ablations.recipe import Axis
+from dig_rl.ablations.results import CONFIDENCE_LEVEL, Claim, Comparison, SeedMean, compare, of_arm, seed_mean
+
+CONTROL_LIMIT = 0.02
+"""Gain in F1 that a control without information may have on average."""
+
+
+class Arm(NamedTuple):
+    """An arm in the report."""
+
+    name: str
+    meaning: str
+
+
+ARMS: dict[Axis, tuple[Arm, ...]] = {
+    "reward": (
+        Arm("format", "format 1"),
+        Arm("format_iou", "format 0.1, IoU 0.9"),
+        Arm("format_f1", "format 0.1, F1 0.9"),
+        Arm("all", "format 0.1, F1 0.45, IoU 0.45"),
+    ),
+    "curriculum": (
+        Arm("mixed_only", "1 to 4 changes from the start"),
+        Arm("single_only", "1 change"),
+        Arm("single_dual", "1 change, then 2"),
+        Arm("staged", "1 change, then 2, then 1 to 4; the run of `all`"),
+        Arm("adaptive", "as staged, with promotion, replay and adaptive draws"),
+    ),
+    "control": (
+        Arm("shuffled_labels", "training pairs have the boxes of other pairs"),
+        Arm("blank_image_b", "the second image is gray, at test too"),
+        Arm("sft_more", "supervised training on the same pairs for the minutes of `all`"),
+    ),
+}
+CLAIMS: dict[Axis, tuple[Claim, ...]] = {
+    "reward": (Claim("format", "format_iou"), Claim("format_iou", "format_f1"), Claim("format_f1", "all")),
+    "curriculum": (Claim("single_only", "single_dual"), Claim("single_dual", "staged"), Claim("mixed_only", "staged")),
+    "control": (),
+}
+_TITLES: dict[Axis, str] = {
+    "reward": "Which reward",
+    "curriculum": "Which curriculum",
+    "control": "Controls",
+}
+_FIGURES = {
+    "f1": "F1",
+    "gain": "gain in F1",
+    "mean_iou": "mean IoU",
+    "count_accuracy": "count right",
+    "parse_rate": "readable",
+}
+_HEAD = """# Ablations
+
+The paper's two ablations (arXiv 2512.12633) with dig-nano on Blender's pairs, and three controls. `make ablations` runs
+what is missing and writes this page and its plots from [ablations.json](ablations.json) alone: change nothing here.
+
+- Every arm begins with the same policy and differs from `all` in what its row says. Budget of each: {budget}.
+- Figures are greedy answers to the whole held-out split, which nothing was chosen by; F1 at IoU 0.5.
+- Seeds ({seeds}) decide draws and sampling. Means over seeds have {level:.0%} confidence intervals (Student's t). These
+  know of seeds alone: with another policy or other held-out pairs, figures may differ by more.
+- *Reproduced*: the interval of the difference by seed lies above 0. *Reversed*: below. *Not shown*: it holds 0, or
+  fewer than two seeds are there; that does not say that two arms are alike.
+- {hours:.1f} hours of wall clock in all.
+"""
+_METHOD = """## How it is done
+
+```
+make ablations                                   # everything that is missing; Ctrl-C loses nothing
+make ablations ONLY="format all" SEEDS="0 1"     # some of it
+make ablations MINUTES=120                       # begin nothing that would end later
+make ablations REPORT_ONLY=1                     # this page and its pictures, without a run
+make train CONFIG=runs/ablations/configs/format-0.json RUN=again     # one run by itself, once it was begun here
+```
+
+- `launch/configs/ablations.toml` names the shared config, the seeds and what each arm changes. Nothing starts unless
+  all arms come to the same number of scored answers.
+- Seed by seed, the arms that the orderings hang on come first; `adaptive` and the controls follow. Every run is an
+  ordinary `make train` in a process of its own under `runs/ablations/`; its checkpoints go when it is written down.
+- A *fingerprint* stands for settings, stages, weights of the policy and labels. A finished run with another fingerprint
+  than the recipe now asks for stops the command, so that no table mixes settings.
+- `shuffled_labels`: each training pair has the boxes of another with as many changes, dealt by the seed. What numbers
+  and places of boxes give away can still be learned, what the pictures say cannot.
+- `blank_image_b`: no pair shows what changed; its own start, measured on gray images too, is what its gain counts from.
+- `sft_more`: from the same policy, on the same pairs in the looks of the supervised recipe (swapped, mirrored, other
+  colours), with its optimiser, for the seconds that sampling, scoring and learning took in `all` with that seed. Not on
+  the thousands of numpy families that the recipe has: then the data would differ as well as the method.
+
+"""
+_RUNS = "## Every run\n\n"
+
+
+def ablation_markdown(entries: Sequence[Entry]) -> str:
+    """The whole page.
+
+    Args:
+        entries: finished runs, any part of what is planned.
+    """
+    parts = [_head(entries)]
+    for axis in ARMS:
+        parts.append(f"## {_TITLES[axis]}\n")
+        if not finished_arms(entries, axis):
+            parts.append("No run is finished yet.\n")
+            continue
+        parts.append(_table(axis, entries))
+        parts.append(_verdicts(axis, entries))
+        parts.append(f"![{_TITLES[axis]}](images/{picture_name(axis)})\n")
+    parts.append(_METHOD)
+    if entries:
+        parts.append(_runs(entries))
+    return "\n".join(parts)
+
+
+def finished_arms(entries: Sequence[Entry], axis: Axis) -> list[str]:
+    """Arms of an axis that any run is finished of, in the order of the page."""
+    return [arm.name for arm in ARMS[axis] if of_arm(entries, arm.name)]
+
+
+def picture_name(axis: Axis) -> str:
+    """File of an axis' plot in docs/images."""
+    return f"ablations-{axis}.png"
+
+
+def with_sign(value: float) -> str:
+    """A difference, zero without a sign."""
+    return f"{value:+.3f}" if round(value, 3) else "0.000"
+
+
+def _head(entries: Sequence[Entry]) -> str:
+    seeds = sorted({entry.seed for entry in entries})
+    budgets = sorted({(entry.steps, entry.completions) for entry in entries if entry.completions})
+    budget = "; ".join(f"{steps} steps, {completions:,} scored answers" for steps, completions in budgets)
+    hours = sum({(entry.fingerprint, entry.seed): entry.seconds for entry in entries}.values()) / 3600
+    return _HEAD.format(
+        budget=budget or "no run is finished yet",
+        seeds=", ".join(map(str, seeds)) or "none yet",
+        level=CONFIDENCE_LEVEL,
+        hours=hours,
+    )
+
+
+def _table(axis: Axis, entries: Sequence[Entry]) -> str:
+    rows = [["arm", "what it is", "seeds", *_FIGURES.values(), "F1 by seed", "minutes"]]
+    if axis != "control":
+        rows.append(_start_row(entries))
+    for arm in ARMS[axis]:
+        found = of_arm(entries, arm.name)
+        figures = [_figure(seed_mean(found, figure), figure) if found else "–" for figure in _FIGURES]
+        by_seed = ", ".join(f"{entry.f1:.3f}" for entry in found) or "not run yet"
+        minutes = f"{sum(entry.seconds for entry in found) / len(found) / 60:.0f}" if found else "–"
+        rows.append([f"`{arm.name}`", arm.meaning, str(len(found)), *figures, by_seed, minutes])
+    return _markdown_table(rows)
+
+
+def _start_row(entries: Sequence[Entry]) -> list[str]:
+    """The policy that all begin with; runs may differ in its last digit where sums are not always in one order."""
+    starts = [entry.before for entry in entries if entry.arm != "blank_image_b"]
+    shown = {}
+    for name in Figures.model_fields:
+        values = sorted({f"{getattr(start, name):.3f}" for start in starts})
+        shown[name] = values[0] if len(values) == 1 else f"{values[0]} to {values[-1]}" if values else "–"
+    return ["*start*", "the policy before training", "–", *(shown.get(name, "–") for name in _FIGURES), "–", "–"]
+
+
+def _figure(found: SeedMean, figure: str) -> str:
+    if figure in ("count_accuracy", "parse_rate"):
+        return f"{found.mean:.3f}"
+    return _difference(found) if figure == "gain" else _with_interval(found, "{:.3f}".format)
+
+
+def _difference(found: SeedMean) -> str:
+    return _with_interval(found, with_sign)
+
+
+def _with_interval(found: SeedMean, show: Callable[[float], str]) -> str:
+    interval = found.interval
+    return show(found.mean) + (f" [{show(interval[0])}, {show(interval[1])}]" if interval else "")
+
+
+def _verdicts(axis: Axis, entries: Sequence[Entry]) -> str:
+    if axis == "control":
+        return "\n".join([*_control_lines(entries), ""])
+    means = {arm: seed_mean(of_arm(entries, arm), "f1").mean for arm in finished_arms(entries, axis)}
+    ranked = ", ".join(f"`{arm}` {means[arm]:.3f}" for arm in sorted(means, key=means.__getitem__))
+    rows = [["claim of the paper", "difference in F1 by seed", "mean", "verdict"]]
+    for claim in CLAIMS[axis]:
+        found = compare(entries, claim)
+        rows.append([f"`{claim.lower}` < `{claim.higher}`", *describe_comparison(found), f"**{found.verdict}**"])
+    return f"By mean F1, from the lowest: {ranked}.\n\n{_markdown_table(rows)}"
+
+
+def describe_comparison(found: Comparison) -> tuple[str, str]:
+    """Differences by seed, and their mean with its interval."""
+    if found.difference is None:
+        return "no seed has both", "–"
+    by_seed = ", ".join(with_sign(value) for value in found.difference.values)
+    return by_seed, _difference(found.difference)
+
+
+def _control_lines(entries: Sequence[Entry]) -> list[str]:
+    lines = []
+    for name in ("shuffled_labels", "blank_image_b"):
+        if found := of_arm(entries, name):
+            gain = seed_mean(found, "gain")
+            held = "as it should be" if gain.mean <= CONTROL_LIMIT else "**more than it should**"
+            lines.append(f"- `{name}` gains {_difference(gain)}; at most {CONTROL_LIMIT} on average is {held}.")
+    supervised = compare(entries, Claim("sft_more", "all"))
+    if supervised.difference is not None:
+        by_seed, mean = describe_comparison(supervised)
+        words = {
+            "reproduced": "GRPO gains more than as much supervised training",
+            "not shown": "a difference between GRPO and as much supervised training is **not shown**",
+            "reversed": "as much supervised training gains **more** than GRPO",
+        }[supervised.verdict]
+        lines.append(f"- `all` ends {mean} above `sft_more` (by seed: {by_seed}): {words}.")
+    return lines
+
+
+def _runs(entries: Sequence[Entry]) -> str:
+    rows = [["run", "F1 before", "F1 after", "steps", "scored answers", "minutes", "of them training", "fingerprint"]]
+    for entry in sorted(entries, key=lambda entry: (list(ARMS).index(entry.axis), entry.arm, entry.seed)):
+        minutes = [f"{seconds / 60:.1f}" for seconds in (entry.seconds, entry.training_seconds)]
+        counts = [str(entry.steps), f"{entry.completions:,}"]
+        figures = [f"{entry.before.f1:.3f}", f"{entry.f1:.3f}"]
+        rows.append([f"`{entry.arm}-{entry.seed}`", *figures, *counts, *minutes, f"`{entry.fingerprint}`"])
+    return _RUNS + _markdown_table(rows)
+
+
+def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = rows
+    lines = [head, ["---"] * len(head), *body]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
