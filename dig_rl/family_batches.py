@@ -79,7 +79,7 @@ class FamilyCollator:
         levels: int,
         batch_size: int,
         single_steps: int,
-        label_jitter: float,
+        label_slack: float,
         hints: bool,
         seed: int,
     ) -> None:
@@ -92,13 +92,13 @@ class FamilyCollator:
             levels: answers are rounded to multiples of 1000 / levels.
             batch_size: items of one step.
             single_steps: in the first steps pairs have one change, then 1, 2, 3, ... in turn.
-            label_jitter: sides of training boxes move by up to this share of the box's width or height.
+            label_slack: sides of training boxes move outwards by up to this share of the box's width or height.
             hints: label the second image's tokens as changed or not, beside the answer.
             seed: decides all draws.
         """
         self._frontend, self._pool, self._examples = frontend, pool, examples
         self._levels, self._batch_size, self._single_steps = levels, batch_size, single_steps
-        self._label_jitter, self._hints, self._seed = label_jitter, hints, seed
+        self._label_slack, self._hints, self._seed = label_slack, hints, seed
         self._prompt = frontend.encode(examples[0])["input_ids"][0]
         tokenizer = frontend.processor.tokenizer
         self._end, self._pad = tokenizer.eos_token, frontend.pad_token_id
@@ -137,7 +137,7 @@ class FamilyCollator:
         count = counts[0] if item < self._single_steps * self._batch_size else counts[item % len(counts)]
         rng = np.random.default_rng([self._seed, item])
         images, boxes = self._pool.draw(rng, count)
-        return images, jittered(boxes, self._label_jitter, (images.shape[2], images.shape[1]), rng)
+        return images, loosened(boxes, self._label_slack, (images.shape[2], images.shape[1]), rng)
 
     def _example(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         example = self._examples[index]
@@ -163,17 +163,17 @@ class FamilyCollator:
             labels[index, after_second_image] = torch.where(changed.flatten(), self._changed, self._unchanged)
 
 
-def jittered(boxes_px: np.ndarray, share: float, size_px: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Boxes whose sides are each moved by up to a share of the box's width or height, and stay in the picture.
+def loosened(boxes_px: np.ndarray, share: float, size_px: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Boxes whose sides each lie further out by up to a share of the box's width or height, but in the picture.
 
     Args:
         boxes_px: `[N, 4]` in pixels.
-        share: in [0, 0.5), so that opposite sides do not meet.
+        share: 0 leaves the boxes as they are.
         size_px: (width, height) of the picture.
         rng: source of the moves.
     """
-    sides_px = np.tile(boxes_px[:, 2:] - boxes_px[:, :2], 2)
-    moved = boxes_px + rng.uniform(-share, share, boxes_px.shape) * sides_px
+    outwards_px = np.tile(boxes_px[:, 2:] - boxes_px[:, :2], 2) * [-1, -1, 1, 1]
+    moved: np.ndarray = boxes_px + rng.uniform(0, share, boxes_px.shape) * outwards_px
     return np.clip(moved, 0.0, np.tile(size_px, 2))
 
 
