@@ -75,7 +75,6 @@ warmup: setup ## supervised start of a policy: CONFIG= OUT= SET=
 	@$(PY) -m launch.warmup --config $(call quote,$(CONFIG)) $(call option,--out,$(OUT)) $(SETTINGS)
 
 nano: setup setup-blender ## dig-nano from random weights, in pieces; the same command goes on
-	@$(PY) -m launch.data --config launch/configs/data/nano.toml
 	@$(PY) -m launch.nano
 
 ablations: setup ## which part of the method does what: arms x seeds at one budget, in pieces: ONLY="arms" SEEDS= MINUTES= SET= DRY_RUN=1

@@ -79,6 +79,7 @@ class FamilyCollator:
         levels: int,
         batch_size: int,
         single_steps: int,
+        label_slack: float,
         hints: bool,
         seed: int,
     ) -> None:
@@ -91,12 +92,13 @@ class FamilyCollator:
             levels: answers are rounded to multiples of 1000 / levels.
             batch_size: items of one step.
             single_steps: in the first steps pairs have one change, then 1, 2, 3, ... in turn.
+            label_slack: sides of training boxes move outwards by up to this share of the box's width or height.
             hints: label the second image's tokens as changed or not, beside the answer.
             seed: decides all draws.
         """
         self._frontend, self._pool, self._examples = frontend, pool, examples
         self._levels, self._batch_size, self._single_steps = levels, batch_size, single_steps
-        self._hints, self._seed = hints, seed
+        self._label_slack, self._hints, self._seed = label_slack, hints, seed
         self._prompt = frontend.encode(examples[0])["input_ids"][0]
         tokenizer = frontend.processor.tokenizer
         self._end, self._pad = tokenizer.eos_token, frontend.pad_token_id
@@ -133,7 +135,9 @@ class FamilyCollator:
     def _draw(self, item: int) -> tuple[np.ndarray, np.ndarray]:
         counts = self._pool.counts
         count = counts[0] if item < self._single_steps * self._batch_size else counts[item % len(counts)]
-        return self._pool.draw(np.random.default_rng([self._seed, item]), count)
+        rng = np.random.default_rng([self._seed, item])
+        images, boxes = self._pool.draw(rng, count)
+        return images, loosened(boxes, self._label_slack, (images.shape[2], images.shape[1]), rng)
 
     def _example(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         example = self._examples[index]
@@ -157,6 +161,20 @@ class FamilyCollator:
         for index, boxes in enumerate(boxes_px):
             changed = torch.from_numpy(covered_squares(boxes, size_px, shape) >= HINT_SHARE)
             labels[index, after_second_image] = torch.where(changed.flatten(), self._changed, self._unchanged)
+
+
+def loosened(boxes_px: np.ndarray, share: float, size_px: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Boxes whose sides each lie further out by up to a share of the box's width or height, but in the picture.
+
+    Args:
+        boxes_px: `[N, 4]` in pixels.
+        share: 0 leaves the boxes as they are.
+        size_px: (width, height) of the picture.
+        rng: source of the moves.
+    """
+    outwards_px = np.tile(boxes_px[:, 2:] - boxes_px[:, :2], 2) * [-1, -1, 1, 1]
+    moved: np.ndarray = boxes_px + rng.uniform(0, share, boxes_px.shape) * outwards_px
+    return np.clip(moved, 0.0, np.tile(size_px, 2))
 
 
 def covered_squares(boxes_px: np.ndarray, size_px: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:

@@ -49,6 +49,9 @@ class FamilyWarmupConfig(BaseModel):
     weight_decay: float = Field(0.05, ge=0)
     single_steps: int = Field(500, ge=0)
     """First steps, on pairs with one change."""
+    label_slack: float = Field(0.0, ge=0)
+    """Each side of a training box lies further out, at random, by up to this share of the box's width or height: loose
+    labels, as hasty hands draw them. Validation keeps the exact ones."""
     hints: bool = True
     """Beside the answer, the tokens of the second image learn to say whether their square is changed."""
     bfloat16: bool = True
@@ -94,6 +97,7 @@ def warm_up_on_families(
         levels=levels,
         batch_size=settings.batch_size,
         single_steps=settings.single_steps,
+        label_slack=settings.label_slack,
         hints=settings.hints,
         seed=settings.seed,
     )

@@ -24,7 +24,7 @@ from launch.terminal import end_with_message
 
 RECIPE = "launch/configs/nano-recipe.toml"
 WORK = Path("runs/nano-warmup")
-DATA = Path("data/nano")
+DATA = Path("nano/data")
 POLICY = Path("policies/nano-warm")
 
 

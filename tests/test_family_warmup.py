@@ -15,7 +15,7 @@ from dig_rl.boxes import px_to_unit
 from dig_rl.config import PolicyConfig
 from dig_rl.datagen.family_shards import FamilyShard
 from dig_rl.errors import DataError
-from dig_rl.family_batches import IGNORED, FamilyCollator, PairPool, covered_squares
+from dig_rl.family_batches import IGNORED, FamilyCollator, PairPool, covered_squares, loosened
 from dig_rl.muon import MuonWithAdamW
 from dig_rl.policy.load import load_frontend
 from dig_rl.prompts import format_answer
@@ -78,6 +78,16 @@ def test_covered_squares_by_hand() -> None:
     assert covered_squares(np.zeros((0, 4)), (48, 32), (2, 3)).tolist() == [[0.0] * 3] * 2
 
 
+def test_loose_labels_lie_outside_the_exact_ones_and_in_the_picture() -> None:
+    boxes = np.array([[10.0, 10.0, 30.0, 14.0], [0.0, 0.0, 10.0, 10.0]])
+    moved = np.stack([loosened(boxes, 0.5, (42, 24), np.random.default_rng(seed)) for seed in range(500)])
+    outwards = (moved - boxes) * [-1, -1, 1, 1]
+    limits = np.array([[10.0, 2.0, 10.0, 2.0], [0.0, 0.0, 5.0, 5.0]])  # the second box lies in a corner
+    assert (outwards >= 0).all() and (outwards <= limits).all()
+    assert (outwards.min(axis=0) <= 0.1 * limits).all() and (outwards.max(axis=0) >= 0.9 * limits).all()
+    assert (loosened(boxes, 0.0, (42, 24), np.random.default_rng(0)) == boxes).all()
+
+
 @pytest.fixture
 def validation(tmp_path: Path) -> list[Example]:
     from PIL import Image
@@ -91,7 +101,14 @@ def validation(tmp_path: Path) -> list[Example]:
 
 
 def collator(policy: Path, validation: list[Example], **changes: Any) -> FamilyCollator:
-    settings = {"levels": 50, "batch_size": 2, "single_steps": 1, "hints": True, "seed": 7} | changes
+    settings = {
+        "levels": 50,
+        "batch_size": 2,
+        "single_steps": 1,
+        "label_slack": 0.0,
+        "hints": True,
+        "seed": 7,
+    } | changes
     frontend = load_frontend(PolicyConfig(path=str(policy)), "union")
     return FamilyCollator(frontend, PairPool([painted_shard()]), validation, **settings)
 
