@@ -74,8 +74,8 @@ policy: setup ## build a small policy with random weights: CONFIG= OUT=
 warmup: setup ## supervised start of a policy: CONFIG= OUT= SET=
 	@$(PY) -m launch.warmup --config $(call quote,$(CONFIG)) $(call option,--out,$(OUT)) $(SETTINGS)
 
-nano: setup setup-blender ## dig-nano from random weights, in pieces; the same command goes on
-	@$(PY) -m launch.nano
+nano: setup ## dig-nano from random weights, in pieces, the same command goes on: SEEDS="0 1 2" SET=
+	@$(PY) -m launch.nano $(if $(SEEDS),--seeds $(SEEDS)) $(SETTINGS)
 
 ablations: setup ## which part of the method does what: arms x seeds at one budget, in pieces: ONLY="arms" SEEDS= MINUTES= SET= DRY_RUN=1
 	@$(PY) -m launch.ablations $(call option,--recipe,$(RECIPE)) $(if $(ONLY),--only $(call quote,$(ONLY))) \

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from dig_rl.config import Config
 from dig_rl.durable import read_json_object, write_durably
 from dig_rl.errors import DigRlError
 from dig_rl.summary import read_summary
+from launch.terminal import run_part
 
 _TRAINING = ("generate", "score", "learn", "sync")
 """Phases of `summary.json` that training consists of."""
@@ -129,15 +128,5 @@ def _figures(values: dict[str, Any]) -> dict[str, float]:
 
 
 def _run(module: str, *arguments: str) -> None:
-    """Run an entry point in a session of its own, so that Ctrl-C reaches it once, through us."""
-    child = subprocess.Popen([sys.executable, "-m", module, *arguments], start_new_session=True)
-    try:
-        code = child.wait()
-    except KeyboardInterrupt:
-        child.terminate()
-        child.wait()  # it saves where it is and stops its own actors
-        raise
-    if code == 130:
-        raise KeyboardInterrupt
-    if code:
+    if code := run_part(module, *arguments):
         raise RunFailed(f"python -m {module} ended with code {code}; what it said stands above")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,7 +11,7 @@ from dig_rl.config import load_config
 from dig_rl.errors import DigRlError
 from dig_rl.run_folder import move_aside
 from dig_rl.summary import read_summary
-from launch.terminal import end_with_message
+from launch.terminal import end_with_message, run_part
 
 CONFIG = "launch/configs/demo.toml"
 UNSEEN_CONFIG = "launch/configs/data/unseen.toml"
@@ -41,7 +40,8 @@ def main() -> None:
     started = time.monotonic()
     for title, command in _parts(arguments.set):
         print(f"\n== {title}", flush=True)
-        _run([sys.executable, "-m", *command])
+        if code := run_part(*command):
+            sys.exit(code)
     print(NEXT.format(config=CONFIG))
     print(f"\ndone in {(time.monotonic() - started) / 60:.1f} minutes")
 
@@ -75,20 +75,6 @@ def _make_writable(folder: str) -> None:
         probe.unlink()
     except OSError as error:
         raise DigRlError(f"cannot write to {probe.parent.resolve()}: {error}; make that folder writable") from None
-
-
-def _run(command: list[str]) -> None:
-    child = subprocess.Popen(command)
-    try:
-        code = child.wait()
-    except KeyboardInterrupt:
-        child.terminate()
-        child.wait()  # it stops its own actors and renderers
-        raise
-    if code == 130:
-        raise KeyboardInterrupt
-    if code:
-        sys.exit(code)  # it has said why
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`make nano`: dig-nano from random weights, the supervised part: families of pictures, then stages of training.
+"""`make nano`: dig-nano from random weights: families of pictures, supervised training on them, then GRPO.
 
 Stop it whenever you like; the same command goes on from the last checkpoint, minutes back at most.
 """
@@ -6,6 +6,7 @@ Stop it whenever you like; the same command goes on from the last checkpoint, mi
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import sys
@@ -18,14 +19,17 @@ from dig_rl.data import load_examples
 from dig_rl.datagen.families import FamilyRecipe
 from dig_rl.datagen.family_shards import FamilyShard, make_families, read_families, refuse_shared_scenes
 from dig_rl.layers import build, read_toml
+from dig_rl.metrics import read_metrics
 from dig_rl.policy.build import SmallPolicyConfig, build_small_policy
 from dig_rl.prompts import instruction
-from launch.terminal import end_with_message
+from dig_rl.summary import read_summary
+from launch.terminal import end_with_message, run_part
 
 RECIPE = "launch/configs/nano-recipe.toml"
 WORK = Path("runs/nano-warmup")
 DATA = Path("nano/data")
 POLICY = Path("policies/nano-warm")
+CONFIG = "launch/configs/demo.toml"
 
 
 class Stage(BaseModel):
@@ -65,12 +69,22 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=WORK, help="families and checkpoints (default: %(default)s)")
     parser.add_argument("--data", type=Path, default=DATA, help="folder with a validation split (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=POLICY, help="policy to write (default: %(default)s)")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0], help="of GRPO, a run each (SEEDS=; default: 0)")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides for GRPO (SET=)")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="renderers (default: one a core)")
     arguments = parser.parse_args()
     recipe = build(NanoRecipe, read_toml(arguments.recipe), where=arguments.recipe)
     if (arguments.out / "config.json").exists():
-        print(f"{arguments.out} is there already; remove it to train anew")
-        return
+        print(f"{arguments.out} is there already; remove it to train it anew", flush=True)
+    else:
+        _warm_up(recipe, arguments)
+    for seed in arguments.seeds:
+        _learn_from_reward(seed, arguments)
+
+
+def _warm_up(recipe: NanoRecipe, arguments: argparse.Namespace) -> None:
+    """Make `out` from random weights."""
     for name, families in recipe.families.items():
         print(f"== families {name}: {families.num_families} layouts, drawn by {families.pictures.renderer}", flush=True)
         folder = arguments.work / "families" / name
@@ -85,7 +99,24 @@ def main() -> None:
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(start, partial)
     partial.rename(arguments.out)
-    print(f"policy written to {arguments.out}; next: make eval CHECKPOINT={arguments.out} DATA={arguments.data}")
+    print(f"warm policy written to {arguments.out}", flush=True)
+
+
+def _learn_from_reward(seed: int, arguments: argparse.Namespace) -> None:
+    """Train the warm policy with GRPO, unless that has been done."""
+    run = Path(arguments.runs_dir, f"nano-{seed}")
+    summary = read_summary(run)
+    if summary is None or summary["status"] != "finished":
+        print(f"== GRPO, seed {seed}: {CONFIG}", flush=True)
+        settings = [f"seed={seed}", f"policy.path={json.dumps(str(arguments.out))}"]
+        settings += [f"data.path={json.dumps(str(arguments.data))}", *arguments.set]
+        folders = ["--run", run.name, "--runs-dir", str(arguments.runs_dir)]
+        if code := run_part("launch.train", "--config", CONFIG, *folders, "--set", *settings):
+            sys.exit(code)
+    figures = [line for line in read_metrics(run) if "validation/f1" in line]
+    for name in ("f1", "mean_iou", "count_accuracy"):
+        first, last = (line[f"validation/{name}"] for line in (figures[0], figures[-1]))
+        print(f"seed {seed}: validation {name} {first:.3f} -> {last:.3f} ({last - first:+.3f})", flush=True)
 
 
 def _train(recipe: NanoRecipe, name: str, start: Path, arguments: argparse.Namespace) -> Path:

@@ -1,9 +1,13 @@
-"""How every entry point ends: one message instead of a traceback for what a user can mend, and a clean Ctrl-C."""
+"""How every entry point ends: one message instead of a traceback for what a user can mend, and a clean Ctrl-C.
+
+Entry points that consist of others run them here, too.
+"""
 
 from __future__ import annotations
 
 import logging
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from types import FrameType
@@ -33,6 +37,27 @@ def end_with_message(main: Callable[[], None], after_interrupt: str) -> int:
         print(f"\ninterrupted; {after_interrupt}", file=sys.stderr)
         return 130
     return 0
+
+
+def run_part(module: str, *arguments: str) -> int:
+    """Run an entry point in a process and a session of its own, so that Ctrl-C reaches it once, through us.
+
+    Returns:
+        Its exit code; if that is not 0, it has said why.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted, here or on its own; it has saved where it was.
+    """
+    child = subprocess.Popen([sys.executable, "-m", module, *arguments], start_new_session=True)
+    try:
+        code = child.wait()
+    except KeyboardInterrupt:
+        child.terminate()
+        child.wait()
+        raise
+    if code == 130:
+        raise KeyboardInterrupt
+    return code
 
 
 def _as_keyboard_interrupt(_signal: int, _frame: FrameType | None) -> None:

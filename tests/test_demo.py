@@ -33,7 +33,7 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """What the demo would have run, in order."""
     recorded: list[list[str]] = []
-    monkeypatch.setattr(demo, "_run", recorded.append)
+    monkeypatch.setattr(demo, "run_part", lambda *command: recorded.append(list(command)))
     return recorded
 
 
@@ -52,13 +52,13 @@ def test_parts_come_in_order_each_with_the_users_settings(
 ) -> None:
     settings = ["--set", "learner.lr=1e-4", "data.path=my pairs"]
     assert run_demo(monkeypatch, *settings) == 0
-    start, heldout = [sys.executable, "-m"], "runs/demo/heldout/predictions_"
+    heldout = "runs/demo/heldout/predictions_"
     assert commands == [
-        [*start, "launch.data", "--config", "launch/configs/data/unseen.toml", "--out", "data/unseen"],
-        [*start, "launch.train", "--run", "demo", "--config", "launch/configs/demo.toml", *settings],
-        [*start, "launch.compare", "--a", f"{heldout}before.jsonl", "--b", f"{heldout}after.jsonl",
+        ["launch.data", "--config", "launch/configs/data/unseen.toml", "--out", "data/unseen"],
+        ["launch.train", "--run", "demo", "--config", "launch/configs/demo.toml", *settings],
+        ["launch.compare", "--a", f"{heldout}before.jsonl", "--b", f"{heldout}after.jsonl",
          "--out", "runs/demo/comparison"],
-        [*start, "launch.evaluate", "--checkpoint", "runs/demo", "--data", "data/unseen", "--out", "runs/demo/unseen"],
+        ["launch.evaluate", "--checkpoint", "runs/demo", "--data", "data/unseen", "--out", "runs/demo/unseen"],
     ]  # fmt: skip
     assert "What to try next" in capsys.readouterr().out
 
@@ -108,6 +108,7 @@ def test_runs_that_cannot_be_written_end_with_one_message_before_anything_starts
 def test_a_failing_part_ends_the_demo_with_its_code(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (clone / "fails.py").write_text("raise SystemExit(3)")
     (clone / "later.py").write_text("open('later', 'w')")
+    monkeypatch.setenv("PYTHONPATH", f"{clone}{os.pathsep}{ROOT}")
     monkeypatch.setattr(demo, "_parts", lambda *_: [("1/2", ["fails"]), ("2/2", ["later"])])
     with pytest.raises(SystemExit) as ended:
         run_demo(monkeypatch)
@@ -115,10 +116,14 @@ def test_a_failing_part_ends_the_demo_with_its_code(clone: Path, monkeypatch: py
     assert not (clone / "later").exists()
 
 
-def test_an_interrupted_part_interrupts_the_demo() -> None:
-    with pytest.raises(KeyboardInterrupt):
-        demo._run([sys.executable, "-c", "raise SystemExit(130)"])
-    demo._run([sys.executable, "-c", ""])
+def test_an_interrupted_part_interrupts_the_demo(
+    clone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (clone / "interrupted.py").write_text("raise SystemExit(130)")
+    monkeypatch.setenv("PYTHONPATH", f"{clone}{os.pathsep}{ROOT}")
+    monkeypatch.setattr(demo, "_parts", lambda *_: [("1/2", ["interrupted"]), ("2/2", ["never"])])
+    assert run_demo(monkeypatch) == 130
+    assert "interrupted; make demo continues where it stopped" in capsys.readouterr().err
 
 
 @contextmanager
