@@ -64,8 +64,8 @@ def train_more(
     """
     pool = PairPool([shard_of_pairs(examples)])
 
-    def run(steps: int, folder: Path) -> None:
-        values = {**training, "steps": steps, "evaluate_every": max(2, steps // _EVALUATIONS), "seed": seed}
+    def run(steps: int, folder: Path, evaluate_every: int) -> None:
+        values = {**training, "steps": steps, "evaluate_every": evaluate_every, "seed": seed}
         settings = build(FamilyWarmupConfig, values, where="training")
         warm_up_on_families(settings, start, pool, validation, levels, folder)
 
@@ -78,7 +78,7 @@ def train_more(
         print(f"{known['steps']} steps of {known['step_seconds']:.2f} s fill {seconds / 60:.1f} minutes", flush=True)
         began = time.monotonic()
         try:
-            run(known["steps"], out)
+            run(known["steps"], out, max(1, known["steps"] // _EVALUATIONS))
         finally:
             known["training_seconds"] = round(known["training_seconds"] + time.monotonic() - began, 3)
             write_durably(record, json.dumps(known, indent=1) + "\n")
@@ -104,13 +104,13 @@ def shard_of_pairs(examples: Sequence[Example]) -> FamilyShard:
     )
 
 
-def _measure(run: Callable[[int, Path], None], folder: Path, seconds: float) -> dict[str, Any]:
+def _measure(run: Callable[[int, Path, int], None], folder: Path, seconds: float) -> dict[str, Any]:
     """Number of steps that fill `seconds`, and what finding out took."""
     began = time.monotonic()
     runtimes = []
     for steps in _PROBE_STEPS:
         shutil.rmtree(folder, ignore_errors=True)
-        run(steps, folder)
+        run(steps, folder, steps + 1)  # looks at the validation loss are not part of a step
         runtimes += [entry["train_runtime"] for entry in read_history(folder) if "train_runtime" in entry]
     shutil.rmtree(folder)
     step_seconds = max(1e-3, (runtimes[1] - runtimes[0]) / (_PROBE_STEPS[1] - _PROBE_STEPS[0]))

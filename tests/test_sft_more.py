@@ -47,10 +47,10 @@ def test_training_draws_from_the_very_pairs(source: Path) -> None:
 
 
 def test_number_of_supervised_steps_fills_the_time(tmp_path: Path) -> None:
-    def run(steps: int, folder: Path) -> None:
-        """As if a start took 3 s and a step 0.25 s."""
+    def run(steps: int, folder: Path, evaluate_every: int) -> None:
+        """As if a start took 3 s, a step 0.25 s and a look at the validation loss 9 s."""
         folder.mkdir()
-        history = [{"loss": 1.0}, {"train_runtime": 3 + 0.25 * steps}]
+        history = [{"loss": 1.0}, {"train_runtime": 3 + 0.25 * steps + 9 * (steps // evaluate_every)}]
         (folder / "history.json").write_text(json.dumps(history))
 
     found = _measure(run, tmp_path / "probe", seconds=600)

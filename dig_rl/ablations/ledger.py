@@ -40,7 +40,8 @@ class Entry(Figures):
     seconds: float = Field(ge=0)
     """Wall clock of the whole run, evaluations and starts of engines included."""
     training_seconds: float = Field(ge=0)
-    """Of that, sampling, scoring, learning and handing weights over; of supervised runs, training."""
+    """Of that, sampling, scoring, learning and handing weights over; of supervised runs, all but timing a step and the
+    held-out answers."""
     completions: int = Field(ge=0)
     """Answers sampled and scored; 0 for supervised runs."""
     before: Figures
