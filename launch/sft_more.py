@@ -32,12 +32,14 @@ def main() -> None:
         # Imported here: torch and TRL take seconds, and wrong data need neither.
         from dig_rl.sft_more import train_more
 
+        training = read_layers([], arguments.training)
+        levels = int(training.pop("coordinate_levels", config.warmup.coordinate_levels))
         train_more(
-            read_layers([], arguments.training),
+            training,
             Path(config.policy.path),
             examples,
             validation,
-            levels=config.warmup.coordinate_levels,
+            levels=levels,
             seconds=arguments.seconds,
             seed=config.seed,
             out=run.path,

@@ -103,15 +103,15 @@ def test_page_says_what_the_runs_show() -> None:
     assert "By mean F1, from the lowest: `format` 0.300, `format_iou` 0.330, `all` 0.420." in page
     assert "## Which curriculum\n\nNo run is finished yet." in page
     assert "`shuffled_labels` gains 0.000 [-0.025, +0.025]; at most 0.02 on average is as it should be." in page
-    assert "`all` ends -0.020 [-0.045, +0.005] above `sft_more` (by seed: -0.010, -0.030, -0.020)" in page
-    assert "is **not shown**" in page
+    assert "- `all` minus `sft_more`: -0.020 [-0.045, +0.005] (by seed: -0.010, -0.030, -0.020); a difference" in page
+    assert "between GRPO and `sft_more` is **not shown**." in page and "`all` minus `sft_exact`" not in page
     assert "| `all-2` | 0.300 | 0.440 | 75 | 38,400 | 30.0 | 25.0 | `all-2` |" in page
 
 
 def test_controls_that_gain_are_told() -> None:
-    page = ablation_markdown(entries(shuffled_labels=[0.35, 0.36], sft_more=[0.5, 0.5, 0.5], all=[0.4, 0.41, 0.4]))
+    page = ablation_markdown(entries(shuffled_labels=[0.35, 0.36], sft_exact=[0.5, 0.5, 0.5], all=[0.4, 0.41, 0.4]))
     assert "at most 0.02 on average is **more than it should**" in page
-    assert "as much supervised training gains **more** than GRPO" in page
+    assert "`sft_exact` gains **more** than GRPO" in page
 
 
 def test_the_same_run_under_two_names_counts_its_time_once() -> None:

@@ -33,7 +33,8 @@ class ArmRecipe(_Table):
     minutes_of: str | None = None
     """`sft_more`: the arm whose minutes of training it gets, seed by seed."""
     training: dict[str, Any] = {}
-    """`sft_more`: settings of `dig_rl.family_warmup.FamilyWarmupConfig`, all but the number of steps."""
+    """`sft_more`: settings of `dig_rl.family_warmup.FamilyWarmupConfig`, all but the number of steps, and
+    `coordinate_levels`, in place of the config's `warmup.coordinate_levels`."""
     later: bool = False
     """Comes after every seed of the arms that are not."""
 

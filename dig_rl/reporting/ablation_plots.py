@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from dig_rl.ablations.ledger import Entry
 from dig_rl.ablations.recipe import Axis
 from dig_rl.ablations.results import Claim, SeedMean, compare, of_arm, seed_mean
-from dig_rl.reporting.ablation_report import ARMS, CLAIMS, CONTROL_LIMIT, finished_arms
+from dig_rl.reporting.ablation_report import ARMS, CLAIMS, CONTROL_LIMIT, SUPERVISED, finished_arms
 from dig_rl.reporting.plots import INK, PALETTE, STYLE
 
 _MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -24,7 +24,7 @@ _ROW_IN = 0.5
 def draw_axis(entries: Sequence[Entry], axis: Axis, path: Path) -> None:
     """Write a PNG: F1 of every arm (of controls: its gain) by seed with interval, beside the differences claimed."""
     arms = finished_arms(entries, axis)
-    claims = CLAIMS[axis] or (Claim("sft_more", "all"),)
+    claims = CLAIMS[axis] or SUPERVISED
     with matplotlib.rc_context(STYLE):
         rows = max(len(ARMS[axis]), len(claims))
         figure = Figure(figsize=(9.6, _ROW_IN * rows + 1.5), layout="constrained")
