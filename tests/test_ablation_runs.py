@@ -146,5 +146,5 @@ def test_supervised_control_takes_the_minutes_of_its_model_and_goes_on_after_ctr
     assert entry.training_seconds == known["training_seconds"]
     history = json.loads((folder / "history.json").read_text())
     losses = [line["eval_loss"] for line in history if "eval_loss" in line]
-    assert len(losses) >= 5 and all(loss < 5 for loss in losses)
+    assert len(losses) >= 5 and losses[-1] < losses[0]
     assert history[-1]["step"] == steps
