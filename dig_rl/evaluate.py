@@ -44,7 +44,7 @@ def figures_by_count(examples: Sequence[Example], answers: Sequence[StoredAnswer
     by_count: dict[int, list[tuple[np.ndarray | None, np.ndarray]]] = {}
     for example, answer in zip(examples, answers, strict=True):
         by_count.setdefault(example.num_differences, []).append(answer.boxes_unit(example.image_size_px))
-    found = {}
+    found: dict[str, float] = {}
     for count, boxes in sorted(by_count.items()):
         figures = detection_metrics(boxes, config.evaluation.match_iou)
         found |= {f"{name}_{count}": figures[name] for name in ("f1", "mean_iou", "count_accuracy")}
