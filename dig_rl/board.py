@@ -43,7 +43,10 @@ _FIRST_PAGE: dict[str, dict[str, tuple[str, ...]]] = {
     "2 How many changes?": {
         "F1 by number of changes": (r"validation_by_count/f1_.*$", r"heldout_by_count/f1_.*$"),
         "right number of boxes": (r"heldout/count_accuracy$", r"validation/count_accuracy$"),
-        "right number of boxes, by number of changes": (r"validation_by_count/count_accuracy_.*$",),
+        "right number of boxes, by number of changes": (
+            r"validation_by_count/count_accuracy_.*$",
+            r"heldout_by_count/count_accuracy_.*$",
+        ),
         "boxes an answer": (r"answers/boxes$",),
     },
     "3 Stages": {

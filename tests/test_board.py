@@ -134,7 +134,8 @@ def test_every_chart_of_the_first_page_finds_a_metric(tmp_path: Path) -> None:
         for placeholder, word in words.items():
             name = name.replace(placeholder, word)
         names += [name.replace("<figure>", figure) for figure in ("f1", "mean_iou", "count_accuracy")]
-    names += ["validation_by_count/count_accuracy_2", "by_stage/reward_single", "by_stage/f1_single"]
+    names += [f"{split}_by_count/count_accuracy_2" for split in ("heldout", "validation")]
+    names += ["by_stage/reward_single", "by_stage/f1_single"]
     charts = [chart for category in layout_of(read(tmp_path)).category for chart in category.chart]
     assert [chart.title for chart in charts][:2] == ["reward", "reward terms"]
     for chart in charts:
