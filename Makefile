@@ -25,7 +25,7 @@ ON_DATA = $(call option,--data,$(DATA)) $(call option,--split,$(SPLIT)) $(call o
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-blender doctor demo data data-check data-import data-export policy warmup nano train export eval compare \
-	report reward-test reward-report curriculum-preview bench bench-long submit tensorboard \
+	report compare-runs reward-test reward-report curriculum-preview bench bench-long submit tensorboard \
 	test test-fast test-long test-pins lint clean need-python
 
 help: ## list every target
@@ -94,6 +94,9 @@ compare: setup ## is B better than A on the same pairs? A= B= (policies or store
 report: setup ## rewrite runs/RUN/report.html: RUN=
 	@$(PY) -m launch.report --run '$(RUN)'
 
+compare-runs: setup ## several runs side by side in one page: RUNS="a b c" OUT=
+	@$(PY) -m launch.compare_runs --runs $(call quote,$(RUNS)) $(call option,--out,$(OUT))
+
 reward-test: setup ## does a reward plugin keep the contract? REWARD=path.py:function KWARGS="match_iou = 0.75"
 	@$(PY) -m launch.reward_test --reward '$(REWARD)' $(call option,--kwargs,$(KWARGS))
 
@@ -114,7 +117,8 @@ submit: setup ## send a run to a cluster: CONFIG= RUN= SET= TARGET=ray|slurm NOD
 	  --config $(call quote,$(CONFIG)) --run '$(RUN)' $(SETTINGS) $(CHANGED_PLUGINS)
 
 tensorboard: setup ## curves of all runs on http://127.0.0.1:6006
-	@.venv/bin/tensorboard --logdir runs --host 127.0.0.1
+	@echo "Begin with http://127.0.0.1:6006/#custom_scalars (docs/tensorboard.md)"
+	@.venv/bin/tensorboard --logdir runs --host 127.0.0.1 --samples_per_plugin images=200,text=200
 
 # A file of tests stays in one process, so that what its tests share is made once.
 IN_PARALLEL = -n 2 --dist loadfile

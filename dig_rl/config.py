@@ -257,6 +257,8 @@ class EvaluationConfig(_Section):
     """First pairs of a split; None takes all."""
     match_iou: float = Field(0.5, gt=0, le=1)
     """IoU from which a box counts as found."""
+    num_panels: int = Field(8, ge=0, le=100)
+    """Pairs of an evaluation whose pictures and answers go to TensorBoard."""
 
 
 class AlarmsConfig(_Section):
