@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from dig_rl.actors.fleet import PolicyFacts
-from dig_rl.config import Config
-from dig_rl.errors import ConfigError, DataError
+from dig_rl.config import Config, load_config
+from dig_rl.errors import ConfigError, DataError, PolicyError
 from dig_rl.evaluation.grounding import Expression, first_box, grounding_figures, judge_expression
 from dig_rl.exchange.refcoco import find_splits
 from dig_rl.types import Question, Reply
@@ -287,6 +287,28 @@ def test_a_split_is_asked_in_qwens_words_and_counted(tmp_path: Path) -> None:
     assert [one.iou for one in judged] == [1.0, 1.0, 0.0]
     table = markdown_table({"refcoco_val": grounding_figures(judged) | {"standard": False}})
     assert "| refcoco_val | 66.7 | - | 66.7 % | 3 (the published split has 10834: not comparable) |" in table
+
+
+def test_a_question_has_one_picture_and_must_fit(random_policy: Path) -> None:
+    # Imported here: the other tests of this file need no transformers.
+    from dig_rl.policy.load import load_frontend
+
+    config = load_config([], [f'policy.path="{random_policy}"'])
+    frontend = load_frontend(config.policy, "union")
+    prompt = frontend.question_prompt(Question("Where?", "a.jpg", SIZE), config)
+    assert prompt.count("<|image_pad|>") == 1
+    assert "Where?" in prompt
+    with pytest.raises(PolicyError, match=r"expected one <\|image_pad\|> in the prompt"):
+        frontend.question_prompt(Question("<|image_pad|>", "a.jpg", SIZE), config)
+    # What fits exactly fits: text without its marker, and the tokens of the picture.
+    width, height = frontend.model_image_size_px(SIZE)
+    num_image = width * height // frontend.image_factor_px**2
+    length = len(frontend.processor.tokenizer(prompt, add_special_tokens=False).input_ids) - 1 + num_image
+    limits = ["rollout.max_completion_tokens=20", f"rollout.max_model_len={20 + length}"]
+    frontend.question_prompt(Question("Where?", "a.jpg", SIZE), load_config([], limits))
+    limits[1] = f"rollout.max_model_len={19 + length}"
+    with pytest.raises(ConfigError, match=rf"about a\.jpg takes {length} tokens, but .* leaves {length - 1}"):
+        frontend.question_prompt(Question("Where?", "a.jpg", SIZE), load_config([], limits))
 
 
 def test_splits_are_chosen_by_name(tmp_path: Path) -> None:
