@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,8 @@ from dig_rl.errors import ConfigError, DataError, PolicyError
 from dig_rl.evaluation.grounding import Expression, first_box, grounding_figures, judge_expression
 from dig_rl.exchange.refcoco import find_splits
 from dig_rl.types import Question, Reply
-from launch.evaluate_refcoco import ask, choose_splits, markdown_table
+from launch.evaluate_refcoco import ask, choose_splits, main, markdown_table
+from tests.tiny import CONFIG, ENVIRONMENT, ROOT
 
 PICTURE = "COCO_train2014_000000000001.jpg"
 SIZE = (80, 40)
@@ -309,6 +313,51 @@ def test_a_question_has_one_picture_and_must_fit(random_policy: Path) -> None:
     limits[1] = f"rollout.max_model_len={19 + length}"
     with pytest.raises(ConfigError, match=rf"about a\.jpg takes {length} tokens, but .* leaves {length - 1}"):
         frontend.question_prompt(Question("Where?", "a.jpg", SIZE), load_config([], limits))
+
+
+def test_a_copy_is_measured_and_the_answers_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy = tmp_path / "policy"
+    policy.mkdir()
+    (policy / "config.json").write_text('{"model_type": "qwen3_vl"}')
+    facts = PolicyFacts("", "norm1000", "")
+    monkeypatch.setattr("launch.evaluate_refcoco.Cluster", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr("launch.evaluate_refcoco.launch_rollouts", lambda *_: (ScriptedRollouts(), facts))
+    options = [
+        "--checkpoint",
+        str(policy),
+        "--from",
+        str(make_parquet(tmp_path / "copy")),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    monkeypatch.setattr("sys.argv", ["make eval-refcoco", *options, "--limit", "2"])
+    main()
+    found = json.loads((tmp_path / "out/refcoco.json").read_text())["splits"]["refcoco_val"]
+    assert (found["acc_50"], found["expressions"], found["standard"]) == (1.0, 2, False)
+    lines = (tmp_path / "out/predictions_refcoco_val.jsonl").read_text().splitlines()
+    assert [json.loads(line)["text"] for line in lines] == ["the left dog", "dog"]
+    assert "| refcoco_val | 100.0 | - | 100.0 % | 2 (the published split" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_real_engine_is_measured(tmp_path: Path, random_policy: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "launch.evaluate_refcoco",
+        "--checkpoint",
+        str(random_policy),
+        "--config",
+        str(CONFIG),
+    ]
+    command += ["--from", str(make_lines(tmp_path / "copy")), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "out/refcoco.json").read_text())["splits"]["refcoco_val"]
+    assert found["expressions"] == 3 and 0 <= found["acc_50"] <= 1
+    assert len((tmp_path / "out/predictions_refcoco_val.jsonl").read_text().splitlines()) == 3
 
 
 def test_splits_are_chosen_by_name(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -184,3 +186,23 @@ def test_loss_and_gradient_equal_plain_pytorch(tmp_path: Path, random_policy: Pa
 
 def test_the_weights_that_sampled_are_taken_for_the_first_step(recording: Recording, tmp_path: Path) -> None:
     assert choose_weights(tmp_path, recording, Config(), None) == (Config().policy.path, ", which sampled them")
+
+
+def test_make_replay_lists_what_another_reward_pays(tmp_path: Path, recording: Recording) -> None:
+    run = tmp_path / "first"
+    run.mkdir()
+    (run / "config.json").write_text(Config().model_dump_json())
+    save(run / "rollouts", recording)
+    base = [sys.executable, "-m", "launch.replay", "--run", "first", "--runs-dir", str(tmp_path), "--no-loss"]
+
+    def replay(*options: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*base, *options], cwd=ROOT, capture_output=True, text=True)
+
+    done = replay("--step", "4", "--set", "reward.terms.f1.kwargs={match_iou=0.75}")
+    assert done.returncode == 0, done.stderr
+    assert "step 4, stage dual: 2 groups, 6 completions\n1 completions are paid otherwise" in done.stdout
+    assert "pair pair-9, sample 1: 0.775" in done.stdout  # 0.1 + 0.45 + 0.45 * 0.5
+    [change] = json.loads((run / "replay/step-4.json").read_text())["changes"]
+    assert (change["before"]["terms"]["f1"], change["after"]["terms"]["f1"]) == (1.0, 0.0)
+    done = replay("--step", "5")
+    assert done.returncode == 1 and "error: no rollouts of step 5" in done.stderr

@@ -135,7 +135,7 @@ def test_results_of_vlmevalkit_stand_beside_the_papers(tmp_path: Path) -> None:
             "MMVP": 75.0,
             "POPE": 87.0,
             "CV-Bench": 85.0,  # the mean of its two parts
-            "HRBench 8K": 65.0,
+            "HRBench-8K": 65.0,
             "MME": 1500.5,
         }
     )

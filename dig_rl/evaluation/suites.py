@@ -37,7 +37,7 @@ class Suite:
 
 PAPER_MODELS = ("4B-Thinking", "4B + DiG", "8B-Thinking", "8B + DiG")
 PAPER_MEAN_OF_SEVEN = (78.9, 79.9, 79.3, 80.5)
-SEVEN = ("HallusionBench", "V*", "VSR", "MMVP", "POPE", "CV-Bench", "HRBench 8K")
+SEVEN = ("HallusionBench", "V*", "VSR", "MMVP", "POPE", "CV-Bench", "HRBench-8K")
 """The suites whose mean the paper gives."""
 
 SUITES = (
@@ -54,7 +54,7 @@ SUITES = (
     Suite("MMVP", ("MMVP",), "Overall", "mmvp", "mmvp_accuracy", paper=(80.0, 79.0, 77.3, 78.7)),
     Suite("POPE", ("POPE",), "acc", "pope", "pope_accuracy"),
     Suite("CV-Bench", ("CV-Bench-2D", "CV-Bench-3D"), "Overall", "cv_bench", "cv_bench_acc"),
-    Suite("HRBench 8K", ("HRBench8K",), "average", "hrbench8k", "average"),
+    Suite("HRBench-8K", ("HRBench8K",), "average", "hrbench8k", "average"),
     Suite(
         "MMBench", ("MMBench_DEV_EN",), "Overall", "mmbench_en_dev", "gpt_eval_score", paper=(83.7, 84.5, 85.5, 87.2)
     ),
