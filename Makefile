@@ -25,7 +25,7 @@ ON_DATA = $(call option,--data,$(DATA)) $(call option,--split,$(SPLIT)) $(call o
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-blender doctor demo data data-check data-import data-export policy warmup nano train export eval compare \
-	report compare-runs reward-test reward-report curriculum-preview bench bench-long submit tensorboard \
+	eval-refcoco serve suites replay report compare-runs reward-test reward-report curriculum-preview bench bench-long submit tensorboard \
 	test test-fast test-long test-pins lint clean need-python
 
 help: ## list every target
@@ -90,6 +90,26 @@ eval: setup ## measure a policy or stored answers: CHECKPOINT=|PREDICTIONS= DATA
 
 compare: setup ## is B better than A on the same pairs? A= B= (policies or stored answers) DATA= SPLIT= OUT=
 	@$(PY) -m launch.compare --a '$(A)' --b '$(B)' $(ON_DATA) $(call option,--out,$(OUT))
+
+# What commands about one checkpoint share
+OF_CHECKPOINT = $(call option,--checkpoint,$(CHECKPOINT)) $(NAMED_CONFIG) $(SETTINGS)
+eval-refcoco: setup ## Acc@0.5 on RefCOCO/+/g from a local copy: CHECKPOINT= FROM= SPLIT="refcoco_val ..." LIMIT= OUT=
+	@$(PY) -m launch.evaluate_refcoco $(OF_CHECKPOINT) $(call option,--from,$(FROM)) \
+	  $(if $(SPLIT),--split $(call quote,$(SPLIT))) $(call option,--limit,$(LIMIT)) $(call option,--out,$(OUT))
+
+serve: setup ## an OpenAI-compatible server on this machine, until Ctrl-C: CHECKPOINT= PORT= LOG=
+	@$(PY) -m launch.serve $(OF_CHECKPOINT) $(call option,--port,$(PORT)) $(call option,--log,$(LOG))
+
+suites: setup ## the paper's benchmarks against it: CHECKPOINT= TOOL=vlmevalkit|lmms-eval RUN_TOOLS=1 ONLY= JUDGE= OUT=
+	@$(PY) -m launch.suites $(OF_CHECKPOINT) $(call option,--tool,$(TOOL)) $(if $(RUN_TOOLS),--execute) \
+	  $(if $(ONLY),--only $(call quote,$(ONLY))) $(call option,--url,$(URL)) $(call option,--vlmevalkit,$(VLMEVALKIT)) \
+	  $(call option,--tool-python,$(TOOL_PYTHON)) $(call option,--max-tokens,$(MAX_TOKENS)) \
+	  $(call option,--judge,$(JUDGE)) $(call option,--judge-url,$(JUDGE_URL)) \
+	  $(call option,--parallel,$(PARALLEL)) $(call option,--out,$(OUT))
+
+replay: setup ## recorded rollouts again, without an engine: RUN= STEP= SET= (another reward) NO_LOSS=1 CHECKPOINT=
+	@$(PY) -m launch.replay --run '$(RUN)' $(call option,--step,$(STEP)) $(if $(NO_LOSS),--no-loss) $(OF_CHECKPOINT) \
+	  $(call option,--out,$(OUT))
 
 report: setup ## rewrite runs/RUN/report.html: RUN=
 	@$(PY) -m launch.report --run '$(RUN)'

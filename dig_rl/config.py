@@ -119,6 +119,8 @@ class RolloutConfig(_Section):
     """P, pairs a step."""
     max_refills: int = Field(0, ge=0)
     """Times in one step that groups without signal are made up for by drawing as many further pairs of the stage."""
+    record_last: int = Field(0, ge=0)
+    """Newest steps whose rollouts are kept in the run folder, for `make replay`; 0 keeps none."""
     num_workers: int = Field(1, ge=1)
     """Rollout actors, each with its own vLLM engine."""
     temperature: float = Field(1.0, gt=0)

@@ -32,12 +32,13 @@ from dig_rl.evaluate import evaluate_greedily, figures_by_count
 from dig_rl.metrics import read_metrics, summarise_dropped, summarise_groups
 from dig_rl.plugins import load_plugin
 from dig_rl.progress import TrainProgress
+from dig_rl.recording import cut_recordings, write_recording
 from dig_rl.refill import Collected, collect_with_refills, spare_examples
 from dig_rl.run_folder import RunFolder
 from dig_rl.scoring_pool import hash_plugins
 from dig_rl.summary import Summary
 from dig_rl.tracking import Tracker
-from dig_rl.types import Example
+from dig_rl.types import Example, RolloutGroup
 
 _log = logging.getLogger(__name__)
 
@@ -148,6 +149,7 @@ class Training:
     def run_to_end(self) -> None:
         """Everything from the newest checkpoint, or the start, to the exported policy."""
         restored_step = self._restore()
+        cut_recordings(self._run.rollouts, restored_step or 0)
         with (
             Tracker(self._run.path, restored_step=restored_step, head=first_summaries(self._config)) as tracker,
             TrainProgress(self._curriculum.total_steps, self._step) as progress,
@@ -177,6 +179,7 @@ class Training:
         examples = self._curriculum.next_examples()
         collected = self._collect(examples, stage)
         groups, figures = collected.groups, collected.figures
+        self._record(groups, self._inputs.stage_configs[stage.name])
         stage_end = self._curriculum.observe(groups)
         figures |= summarise_groups(groups) | summarise_dropped(collected.dropped, len(groups))
         figures |= summarise_answers(groups, thinking=self._config.policy.thinking)
@@ -224,6 +227,11 @@ class Training:
             spare_examples(admitted, examples, seed=config.seed, step=self._step),
             config.rollout.max_refills,
         )
+
+    def _record(self, groups: Sequence[RolloutGroup], config: Config) -> None:
+        if keep_last := config.rollout.record_last:
+            policy, folder = self._fleet.policy, self._run.rollouts
+            write_recording(folder, self._step + 1, groups, policy.frame, policy.prompt, config, keep_last)
 
     def _evaluate(self, moment: Literal["before", "after"], tracker: Tracker, progress: TrainProgress) -> None:
         started = time.perf_counter()

@@ -13,8 +13,9 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from dig_rl.config import Config, RolloutConfig
 from dig_rl.errors import PolicyError
 from dig_rl.parsing import CoordinateFrame
-from dig_rl.policy.load import BAN_BIAS, check_token_budget, load_frontend, load_images
-from dig_rl.types import Completion, Example, FinishReason, SampledGroup
+from dig_rl.policy.load import BAN_BIAS, check_token_budget, load_frontend, load_image, load_images
+from dig_rl.types import Completion, Example, FinishReason, Question, Reply, SampledGroup
+from dig_rl.vllm_options import engine_options
 
 
 class RolloutWorker:
@@ -30,7 +31,7 @@ class RolloutWorker:
         self._sampling = config.rollout
         self._frontend = load_frontend(config.policy, config.data.box_target)
         self._policy_version = 0
-        self._engine = vllm.LLM(**_engine_options(config, self._frontend.resize_area_px))
+        self._engine = vllm.LLM(**engine_options(config, self._frontend.resize_area_px))
 
     def facts(self) -> tuple[str, CoordinateFrame, str]:
         """Engine with version, coordinate convention, and prompt."""
@@ -69,6 +70,32 @@ class RolloutWorker:
             for seed in seeds
         ]
         return self._generate(examples, params)
+
+    def ask(self, questions: Sequence[Question]) -> list[Reply]:
+        """Answer free questions, one picture each, with the most likely tokens.
+
+        Raises:
+            ConfigError: a question and its longest answer do not fit the context.
+        """
+        prompts = [
+            {
+                "prompt": self._frontend.question_prompt(question, self._config),
+                "multi_modal_data": {"image": [load_image(question.image_path, "question")]},
+            }
+            for question in questions
+        ]
+        params = SamplingParams(temperature=0.0, **self._common_params(self._config.rollout.max_completion_tokens))
+        outputs = self._engine.generate(prompts, params, use_tqdm=False)
+        completions = [_completion(output.outputs[0], 0) for output in outputs]
+        return [
+            Reply(
+                completion.text,
+                self._frontend.model_image_size_px(question.image_size_px),
+                len(completion.token_ids),
+                completion.finish_reason,
+            )
+            for question, completion in zip(questions, completions, strict=True)
+        ]
 
     def check_token_budget(self, examples: Sequence[Example]) -> None:
         """Make sure that every prompt and the longest answer fit the context.
@@ -147,29 +174,3 @@ def _completion(sample: Any, seed: int) -> Completion:
         finish_reason=reasons.get(sample.finish_reason, "abort"),
         seed=seed,
     )
-
-
-def _engine_options(config: Config, resize_area_px: dict[str, int]) -> dict[str, Any]:
-    rollout = config.rollout
-    options: dict[str, Any] = {
-        "model": config.policy.path,
-        "dtype": config.policy.dtype,
-        "seed": config.seed,
-        "max_model_len": rollout.max_model_len,
-        "limit_mm_per_prompt": {"image": 2, "video": 0},
-        "mm_processor_kwargs": {"size": resize_area_px},
-        "enable_prefix_caching": True,
-        "logprobs_mode": "processed_logprobs",
-        "generation_config": "vllm",  # sampling comes from our config alone, not from the policy folder
-        "trust_remote_code": False,
-    }
-    if rollout.num_gpus == 0:
-        options |= {
-            # Seeded sampling fails on partly prefilled requests on the CPU, so every prompt is prefilled whole.
-            "enable_chunked_prefill": False,
-            "max_num_batched_tokens": max(rollout.max_model_len, 8192),
-            "block_size": 32,  # the default of 128 exceeds short prompts, which then never hit the prefix cache
-            "enforce_eager": True,
-            "kv_cache_memory_bytes": rollout.kv_cache_gib << 30,
-        }
-    return options | rollout.vllm
