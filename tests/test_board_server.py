@@ -15,10 +15,12 @@ from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 import pytest
+from PIL import Image
 
 from dig_rl.board import evaluation_summaries, first_summaries, stage_summaries
 from dig_rl.config import Config
 from dig_rl.tracking import Tracker
+from tests.browser import Browser
 from tests.test_board import BOX, answer, make_pairs
 
 RUN = "first/tensorboard"
@@ -80,3 +82,27 @@ def test_every_page_has_what_the_run_wrote(address: str) -> None:
     assert "validation_histograms/count_error" in ask(address, "histograms/tags")[RUN]
     experiment = ask(address, "hparams/experiment", {"experimentName": ""})
     assert "learner.lr" in [info["name"] for info in experiment["hparamInfos"]]
+
+
+PAGES = {
+    "custom_scalars": ("1 Does it learn?", "reward terms", "6 Where does the time go?"),
+    "images": ("validation_pairs/v-00", "validation_pairs/v-01"),
+    "text": ("validation_answers", "1 true, 1 answered, ok"),
+    "histograms": ("validation_histograms", "count_error"),
+    "hparams": ("learner.lr", "rollout.group_size"),
+    "timeseries": ("reward/total", "validation_pairs"),
+}
+
+
+@pytest.mark.long
+def test_the_pages_show_it_in_a_browser(address: str, browser: Browser, tmp_path: Path) -> None:
+    wait_for(lambda: ask(address, "images/tags").get(RUN))
+    for name, parts in PAGES.items():
+        page = browser.page(1400, 1000)
+        page.open(f"{address}/#{name}")
+        page.wait_for_text(*parts)
+        if name == "images":
+            page.wait_for("pictures().some(picture => picture.naturalWidth > 700)")
+        assert {url.split("/", 3)[2] for url in page.requests() if url.startswith("http")} == {address.split("/")[2]}
+        with Image.open(page.photograph(tmp_path / f"{name}.png")) as shot:
+            assert shot.size == (1400, 1000) and len(shot.convert("RGB").getcolors(1 << 24) or []) > 50

@@ -209,7 +209,10 @@ def test_a_split_is_asked_in_qwens_words_and_counted(tmp_path: Path) -> None:
     expressions = find_splits(make_lines(tmp_path))["refcoco_val"].read(tmp_path)
     rollouts: Any = ScriptedRollouts()
     judged = ask(rollouts, PolicyFacts("", "norm1000", ""), expressions, Config())
-    assert rollouts.asked[0].text == "Locate the left dog, output its bbox coordinates using JSON format."
+    assert rollouts.asked[0].text == (
+        'Locate every object that matches the description "the left dog" in the image. '
+        "Report bbox coordinates in JSON format."
+    )
     assert [one.iou for one in judged] == [1.0, 1.0, 0.0]
     table = markdown_table({"refcoco_val": grounding_figures(judged) | {"standard": False}})
     assert "| refcoco_val | 66.7 | - | 66.7 % | 3 (the published split has 10834: not comparable) |" in table

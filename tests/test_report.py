@@ -21,6 +21,7 @@ from dig_rl.run_folder import RunFolder
 from dig_rl.summary import Status, Summary
 from dig_rl.tracking import Tracker
 from launch.report import main
+from tests.browser import Browser
 
 RULE = MatchRule(match_iou=0.5, cost_l1=5.0, cost_giou=2.0)
 FIGURES = {"f1": 0.25, "mean_iou": 0.2, "precision": 0.3, "recall": 0.4, "count_accuracy": 0.5, "parse_rate": 1.0}
@@ -115,6 +116,43 @@ def test_a_finished_run_is_told_in_full_in_one_file_under_5_mb(tmp_path: Path) -
     assert page.classes.count("div.card pair") == MAX_PAIRS + 4 + 4
     assert "Most improved pairs" in text and "Worst pairs" not in text
     assert 'class="notice"' not in text
+
+
+def test_pictures_of_noise_do_not_make_a_page_over_5_mb(tmp_path: Path) -> None:
+    """Noise is what pictures can cost at most; other pairs in each gallery, all as large as they get."""
+    run_dir = make_run(tmp_path, steps=200, pairs=24)
+    rng = np.random.default_rng(1)
+    for moment in ("before", "after"):
+        path = run_dir / "heldout" / f"predictions_{moment}.jsonl"
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        for number, record in enumerate(records):
+            for side in "ab":
+                picture = run_dir / "heldout" / f"{number}{side}.png"
+                if moment == "before":
+                    Image.fromarray(rng.integers(0, 255, (480, 640, 3), dtype=np.uint8)).save(picture)
+                record[f"image_{side}"] = str(picture)
+            record["f1"] = float(rng.random())
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert 1_000_000 < len(page_of(run_dir)) < 5_000_000
+
+
+@pytest.mark.long
+def test_the_page_opens_in_a_browser_from_disk_without_a_network(tmp_path: Path, browser: Browser) -> None:
+    path = write_report(make_run(tmp_path, steps=40, pairs=12))
+    for width in (1280, 420):
+        page = browser.page(width, 900, offline=True)
+        page.open(path.as_uri())
+        page.wait_for_text("Most improved pairs", "1,234,567 parameters")
+        page.wait_for("document.readyState === 'complete' && document.images.length === pictures().length")
+        assert page.requests() == [path.as_uri()] and page.errors() == []
+        # Every curve and pair takes up room, and nothing sticks out to the right.
+        sizes = "[...document.querySelectorAll('.card svg, .card img')].map(one => one.getBoundingClientRect().width)"
+        assert min(page.evaluate(sizes)) > 10
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        shot = page.photograph(tmp_path / f"report-{width}.png", whole=True)
+        with Image.open(shot) as picture:
+            assert picture.size[0] == width and picture.size[1] > 2000
+            assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 500
 
 
 def test_predicted_boxes_change_from_spurious_to_matched(tmp_path: Path) -> None:

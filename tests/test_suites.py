@@ -46,7 +46,7 @@ def test_vlmevalkit_covers_every_suite_and_asks_no_judge_unless_told() -> None:
     assert options["--base-url"] == [URL] and options["--model"] == [SERVED_NAME]
     assert options["--max-tokens"] == ["16384"]
     assert {"HallusionBench", "VStarBench", "VSR-zeroshot", "CV-Bench-2D", "CV-Bench-3D"} <= set(options["--data"])
-    assert str(run).startswith("cd /kit && PRED_FORMAT=tsv python run.py --base-url")
+    assert str(run).startswith("cd /kit && PRED_FORMAT=tsv python run.py --api-mode --base-url")
     judged = vlmevalkit(covered, call_of(Path("/out"), Judge("qwen", "http://h/v1")), folder=Path("/kit"))
     assert options_of(judged.command)["--judge-base-url"] == ["http://h/v1"]
 

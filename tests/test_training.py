@@ -107,6 +107,9 @@ def test_trained_policy_opens_in_vllm_with_the_figures_of_the_run(
     expected = json.loads((finished / "summary.json").read_text())["heldout"]["after"]
     assert evaluation["pairs"] == expected.pop("pairs")
     assert {name: evaluation["figures"][name]["value"] for name in expected} == pytest.approx(expected, abs=1e-12)
+    seconds = evaluation["seconds"]
+    assert 0 < seconds["vllm"] < seconds["answer"] and 0 < evaluation["outside_vllm_share"] < 1
+    assert "% of it outside vLLM" in done.stdout
 
     # The stored answers give the same figures without an engine.
     again = [*command[:2], "launch.evaluate", "--predictions", str(tmp_path / "eval" / "predictions.jsonl")]

@@ -95,6 +95,10 @@ class Rollouts:
         """The most likely answers to free questions, in order."""
         return self._deal(self._workers, "ask", list(questions))
 
+    def engine_seconds(self) -> float:
+        """Seconds inside vLLM so far, of the worker that was there longest: workers answer side by side."""
+        return max(self._cluster.gather([worker.call("engine_seconds") for worker in self._workers]))
+
     def _deal(self, actors: Sequence[Actor], method: str, *columns: Sequence[Any], **same: Any) -> list[Any]:
         """Deal rows round to the actors, call each once with its columns, and return the results in the rows' order."""
         num, stride = len(columns[0]), len(actors)

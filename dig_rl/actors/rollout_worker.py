@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ class RolloutWorker:
         self._sampling = config.rollout
         self._frontend = load_frontend(config.policy, config.data.box_target)
         self._policy_version = 0
+        self._engine_s = 0.0
         self._engine = vllm.LLM(**engine_options(config, self._frontend.resize_area_px))
 
     def facts(self) -> tuple[str, CoordinateFrame, str]:
@@ -85,7 +87,7 @@ class RolloutWorker:
             for question in questions
         ]
         params = SamplingParams(temperature=0.0, **self._common_params(self._config.rollout.max_completion_tokens))
-        outputs = self._engine.generate(prompts, params, use_tqdm=False)
+        outputs = self._run_engine(prompts, params)
         completions = [_completion(output.outputs[0], 0) for output in outputs]
         return [
             Reply(
@@ -96,6 +98,10 @@ class RolloutWorker:
             )
             for question, completion in zip(questions, completions, strict=True)
         ]
+
+    def engine_seconds(self) -> float:
+        """Seconds inside vLLM so far: its own preprocessing and sampling, not opening images or handing answers on."""
+        return self._engine_s
 
     def check_token_budget(self, examples: Sequence[Example]) -> None:
         """Make sure that every prompt and the longest answer fit the context.
@@ -134,12 +140,18 @@ class RolloutWorker:
             "skip_special_tokens": True,
         }
 
+    def _run_engine(self, prompts: list[dict[str, Any]], params: SamplingParams | list[SamplingParams]) -> list[Any]:
+        started = time.perf_counter()
+        outputs = self._engine.generate(prompts, params, use_tqdm=False)
+        self._engine_s += time.perf_counter() - started
+        return outputs
+
     def _generate(self, examples: Sequence[Example], params: list[SamplingParams]) -> list[SampledGroup]:
         prompts = [
             {"prompt": self._frontend.prompt, "multi_modal_data": {"image": list(load_images(example))}}
             for example in examples
         ]
-        outputs = self._engine.generate(prompts, params, use_tqdm=False)
+        outputs = self._run_engine(prompts, params)
         return [
             SampledGroup(
                 example=example,

@@ -23,8 +23,10 @@ MATCH_IOU = 0.5
 _TIE = 1e-9
 """Rounding must not decide about an IoU of exactly one half."""
 
-# The wording of Qwen's cookbook of spatial understanding, without its article, which many expressions bring along.
-_QUESTION = "Locate {}, output its bbox coordinates using JSON format."
+# What the authors of Qwen3-VL say they asked (QwenLM/Qwen3-VL, issue 1721).
+_QUESTION = (
+    'Locate every object that matches the description "{}" in the image. Report bbox coordinates in JSON format.'
+)
 # The first pair of brackets that begins like a list of numbers. Nothing here backtracks.
 _FIRST_LIST = re.compile(r"\[[ \t\r\n]*+-?[0-9][^\[\]{}]{0,200}+\]?")
 

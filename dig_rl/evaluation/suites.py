@@ -135,7 +135,7 @@ def vlmevalkit_run(suites: Sequence[Suite], call: ToolCall, *, folder: Path) -> 
         folder: a clone of VLMEvalKit.
     """
     data = [name for suite in suites for name in suite.vlmevalkit]
-    command = [call.python, "run.py", "--base-url", call.url, "--model", SERVED_NAME, "--key", "local"]
+    command = [call.python, "run.py", "--api-mode", "--base-url", call.url, "--model", SERVED_NAME, "--key", "local"]
     command += ["--data", *data, "--max-tokens", str(call.max_tokens), "--temperature", "0"]
     command += ["--api-nproc", str(call.parallel), "--work-dir", str(call.out), "--reuse"]
     command += ["--judge", call.judge.model if call.judge else "exact_matching"]
