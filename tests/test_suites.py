@@ -217,7 +217,7 @@ def test_make_suites_prints_and_collects(tmp_path: Path) -> None:
     settings = ["--set", "rollout.max_model_len=8192", "--out", str(tmp_path / "out"), "--vlmevalkit", str(tmp_path)]
     done = suites("--checkpoint", str(policy), *settings)
     assert done.returncode == 0, done.stderr
-    assert "run.py --base-url http://127.0.0.1:8000/v1 --model policy" in done.stdout
+    assert "run.py --api-mode --base-url http://127.0.0.1:8000/v1 --model policy" in done.stdout
     assert "--max-tokens 1024" in done.stdout
     assert "| V* | 80.0 | - |" in (tmp_path / "out/suites.md").read_text()
     done = suites("--checkpoint", str(policy), *settings, "--execute")
