@@ -85,7 +85,7 @@ def wait_until_ready(server: subprocess.Popen[bytes], port: int, log: Path, time
 def stop(server: subprocess.Popen[bytes]) -> None:
     """End a server and every process that it started; politely first."""
     if server.poll() is None:
-        server.send_signal(signal.SIGINT)
+        server.terminate()  # not SIGINT, which it ignores where we were started in the background
         with contextlib.suppress(subprocess.TimeoutExpired):  # killed below, with its engine
             server.wait(_STOP_S)
     try:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
+import ast
+import functools
 import json
 import re
 import shlex
 import subprocess
 import sys
+import typing
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -238,3 +244,39 @@ def test_the_server_gets_the_options_of_the_rollout_workers() -> None:
     assert options["--gpu-memory-utilization"] == ["0.5"]
     assert {"--no-enforce-eager", "--no-trust-remote-code", "--no-enable-chunked-prefill"} <= set(options)
     assert options["--reasoning-parser"] == ["qwen3"]
+
+
+def parser_of(wheel: str, member: str, function: str, folder: Path) -> Any:
+    """A function of a published wheel that makes and runs an argument parser, without what its module imports."""
+    download = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder), wheel]
+    done = subprocess.run(download, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no {wheel} from the package index: {done.stderr.strip()[-200:]}")
+    (archive,) = folder.glob(f"{wheel.partition('==')[0].replace('-', '_')}-*.whl")
+    with zipfile.ZipFile(archive) as opened:
+        module = ast.parse(opened.read(member))
+    functions = [node for node in module.body if isinstance(node, ast.FunctionDef)]
+    names: dict[str, Any] = {"argparse": argparse, "partial": functools.partial, **vars(typing)}
+    for node in functions:
+        if "pars" in node.name or "arg" in node.name:
+            exec(compile(ast.Module([node], []), member, "exec"), names)
+    return names[function]
+
+
+@pytest.mark.long
+def test_the_tools_own_parsers_take_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = call_of(Path("/out"), Judge("judge", "http://h/v1"))
+    run = vlmevalkit(choose_suites([], "vlmevalkit")[0], call, folder=Path("/kit"))
+    parse = parser_of("ms-vlmeval==0.0.20", "vlmeval/run.py", "parse_args", tmp_path)  # VLMEvalKit of May 2026
+    monkeypatch.setattr("sys.argv", list(run.command[1:]))
+    found = vars(parse())
+    assert found["data"] == [name for suite in SUITES for name in suite.vlmevalkit]
+    assert (found["api_mode"], found["base_url"], found["model"]) == (True, URL, [SERVED_NAME])
+    assert (found["max_tokens"], found["temperature"], found["judge"]) == (16384, 0.0, "judge")
+    run = lmms_eval_run(choose_suites([], "lmms-eval")[0], call)
+    parse = parser_of("lmms-eval==0.7.3", "lmms_eval/__main__.py", "parse_eval_args", tmp_path)
+    monkeypatch.setattr("sys.argv", list(run.command[2:]))
+    found = vars(parse()[1])
+    assert (found["model"], found["batch_size"]) == ("async_openai", "1")
+    assert found["gen_kwargs"] == "max_new_tokens=16384,temperature=0"
+    assert found["tasks"].count(",") == 10

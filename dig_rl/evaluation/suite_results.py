@@ -76,7 +76,7 @@ def _mean_of_seven(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def _of_vlmevalkit(suite: Suite, folder: Path) -> SuiteResult | None:
-    """Of `<folder>/T<day>_G<commit>/<model>_<data>_acc.csv`, or `_score.csv`."""
+    """Of `<folder>/T<day>.../<model>_<data>_acc.csv`, or `_score.csv`; commit or time follow the day."""
     files = []
     for data in suite.vlmevalkit:
         there = [path for kind in ("acc", "score") for path in folder.glob(f"T*/{SERVED_NAME}_{data}_{kind}.csv")]

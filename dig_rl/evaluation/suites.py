@@ -1,6 +1,6 @@
 """The benchmarks that the DiG paper reports, and the commands of the tools that run them against a served policy.
 
-Sources: the names and metrics of lmms-eval 0.7.3 (its task files); VLMEvalKit's `run.py` and data set tables.
+Sources: names and metrics of lmms-eval 0.7.3 (its task files); options and data sets of VLMEvalKit (ms-vlmeval 0.0.20).
 """
 
 from __future__ import annotations
