@@ -34,8 +34,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     examples, config = make_pairs(runs, 2), Config()
     answers = [answer(example, BOX) for example in examples]
     with Tracker(runs / "first", restored_step=None, head=first_summaries(config)) as tracker:
-        for step in (1, 2):
-            figures = {"reward/total": 0.5, "reward/f1": 0.25}
+        for step in range(1, 6):
+            figures = {"reward/total": step / 10, "reward/f1": 0.25}
             tracker.log(step, figures, stage="single", summaries=stage_summaries("single", figures))
             summaries = evaluation_summaries("validation", examples, answers, config)
             tracker.log(step, {"validation/f1": 0.5}, summaries=summaries)
@@ -84,25 +84,27 @@ def test_every_page_has_what_the_run_wrote(address: str) -> None:
     assert "learner.lr" in [info["name"] for info in experiment["hparamInfos"]]
 
 
+WIDE = "[...walk(document)].filter(one => one.tagName === 'path' && one.getBoundingClientRect().width > 60).length"
+"""Curves and areas, which icons are too small for."""
 PAGES = {
-    "custom_scalars": ("1 Does it learn?", "reward terms", "6 Where does the time go?"),
-    "images": ("validation_pairs/v-00", "validation_pairs/v-01"),
-    "text": ("validation_answers", "1 true, 1 answered, ok"),
-    "histograms": ("validation_histograms", "count_error"),
-    "hparams": ("learner.lr", "rollout.group_size"),
-    "timeseries": ("reward/total", "validation_pairs"),
+    "custom_scalars": (("1 Does it learn?", "reward terms", "6 Where does the time go?"), f"{WIDE} >= 3"),
+    "images": (("validation_pairs/v-00", "validation_pairs/v-01"), "pictures().some(one => one.naturalWidth > 700)"),
+    "text": (("validation_answers", "1 true, 1 answered, ok"), "true"),
+    "histograms": (("validation_histograms", "count_error"), f"{WIDE} >= 6"),
+    "hparams": (("learner.lr", "rollout.group_size"), "true"),
+    "timeseries": (("by_stage", "/reward_single"), "true"),
 }
+"""Page, what it says, and what else must hold before it is taken."""
 
 
 @pytest.mark.long
 def test_the_pages_show_it_in_a_browser(address: str, browser: Browser, tmp_path: Path) -> None:
     wait_for(lambda: ask(address, "images/tags").get(RUN))
-    for name, parts in PAGES.items():
+    for name, (parts, drawn) in PAGES.items():
         page = browser.page(1400, 1000)
         page.open(f"{address}/#{name}")
         page.wait_for_text(*parts)
-        if name == "images":
-            page.wait_for("pictures().some(picture => picture.naturalWidth > 700)")
-        assert {url.split("/", 3)[2] for url in page.requests() if url.startswith("http")} == {address.split("/")[2]}
+        page.wait_for(drawn)
+        assert {url.split("/")[2] for url in page.requests() if url.startswith("http")} == {address.split("/")[2]}
         with Image.open(page.photograph(tmp_path / f"{name}.png")) as shot:
             assert shot.size == (1400, 1000) and len(shot.convert("RGB").getcolors(1 << 24) or []) > 50
