@@ -170,6 +170,7 @@ def open_browser(executable: str, profile: Path) -> Iterator[Browser]:
         os.dup2(far[1], _WRITE_FD)
 
     command = [executable, "--headless=new", "--remote-debugging-pipe", f"--user-data-dir={profile}", "--no-first-run"]
+    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
     # Our own pages alone; its sandbox does not start for root or in containers.
     command += ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars", "about:blank"]
     process = subprocess.Popen(
