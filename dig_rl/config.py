@@ -58,6 +58,17 @@ class DataConfig(_Section):
     """Accept pairs without any difference (off in the paper)."""
     box_target: BoxTarget = "union"
     """Which image a box refers to; said in the prompt."""
+    looks: tuple[Literal["swap", "mirror", "recolor"], ...] = ()
+    """What is done to training pairs at random, anew each time they are drawn: images swapped, mirrored left to
+    right, their colour channels reordered. For small corpora; off in the paper."""
+
+    @model_validator(mode="after")
+    def _swapped_pairs_have_the_same_boxes(self) -> DataConfig:
+        if "swap" in self.looks and self.box_target != "union":
+            raise ValueError(
+                f"looks with swap need box_target = union, found {self.box_target}: its boxes are one image's"
+            )
+        return self
 
 
 class RewardTermConfig(_Section):

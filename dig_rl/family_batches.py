@@ -1,4 +1,4 @@
-"""Batches of pairs drawn from families, made on the fly: swapped, mirrored, with other colours, never twice the same.
+"""Batches of pairs drawn from families, made on the fly: swapped, with other colours, never twice the same.
 
 A batch depends on the seed and on the numbers of its items alone, so a continued run sees what an uninterrupted one
 would have seen.
@@ -7,7 +7,7 @@ would have seen.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import permutations
+from typing import get_args
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ import torch
 from dig_rl.boxes import px_to_unit
 from dig_rl.datagen.family_shards import FamilyShard
 from dig_rl.errors import DataError
+from dig_rl.looks import LookKind, apply_look, draw_look
 from dig_rl.policy.load import PolicyFrontend, load_images
 from dig_rl.prompts import format_answer
 from dig_rl.types import Example
@@ -23,7 +24,6 @@ IGNORED = -100
 """Label of a token without loss."""
 HINT_SHARE = 0.25
 """An image token is hinted as changed when a box covers at least this share of its square."""
-_COLOR_ORDERS = tuple(permutations(range(3)))
 
 
 class PairPool:
@@ -51,7 +51,7 @@ class PairPool:
         return len(self._row)
 
     def draw(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """A random pair with `count` changes, swapped, mirrored and with its colour channels reordered at random.
+        """A random pair with `count` changes, swapped and with its colour channels reordered at random.
 
         Returns:
             Both pictures `[2, H, W, 3]` uint8, and boxes `[count, 4]` in pixels.
@@ -61,16 +61,10 @@ class PairPool:
         shard, row = self._shards[self._owner[chosen]], self._row[chosen]
         images = shard.images[shard.pairs[row]]
         boxes = shard.boxes_xyxy_px[row, :count].astype(np.float64)
-        swap, mirror, recolor = rng.random(3) < 0.5
-        if swap:
-            images = images[::-1]
-        if mirror:
-            width = images.shape[2]
-            images = images[:, :, ::-1]
-            boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
-        if recolor:
-            images = images[..., _COLOR_ORDERS[int(rng.integers(len(_COLOR_ORDERS)))]]
-        return np.ascontiguousarray(images), boxes
+        look = draw_look(rng, get_args(LookKind))
+        if look.mirror:
+            boxes[:, [0, 2]] = images.shape[2] - boxes[:, [2, 0]]
+        return np.ascontiguousarray(apply_look(images, look)), boxes
 
 
 class FamilyCollator:

@@ -18,7 +18,7 @@ from dig_rl.config import Config
 from dig_rl.durable import write_durably
 from dig_rl.errors import DataError, DigRlError
 from dig_rl.parsing import CoordinateFrame
-from dig_rl.types import Completion, Example, RolloutGroup, SampledGroup, Score
+from dig_rl.types import Completion, Example, Look, RolloutGroup, SampledGroup, Score
 
 FORMAT = 1
 _FILE = re.compile(r"step-(\d+)\.jsonl\.gz")
@@ -153,6 +153,7 @@ def _from_json(row: dict[str, Any], stage: str) -> RolloutGroup:
     example = {**sampled["example"], "target_boxes_px": tuple(map(tuple, sampled["example"]["target_boxes_px"]))}
     for key in ("image_size_px", "kinds", "visible_fractions"):
         example[key] = tuple(example[key])
+    example["look"] = Look(**{**example["look"], "channels": tuple(example["look"]["channels"])})
     completions = tuple(
         Completion(**{**one, "token_ids": tuple(one["token_ids"]), "logprobs_rollout": tuple(one["logprobs_rollout"])})
         for one in sampled["completions"]

@@ -29,6 +29,7 @@ from dig_rl.curriculum import Curriculum, Stage, open_curriculum, stage_config
 from dig_rl.data import load_examples
 from dig_rl.errors import AlarmError, DataError, PluginError
 from dig_rl.evaluate import evaluate_greedily, figures_by_count
+from dig_rl.looks import with_looks
 from dig_rl.metrics import read_metrics, summarise_dropped, summarise_groups
 from dig_rl.plugins import load_plugin
 from dig_rl.progress import TrainProgress
@@ -221,7 +222,11 @@ class Training:
         config = self._config
         admitted = [example for example in self._inputs.examples if stage.admits(example)]
         return collect_with_refills(
-            partial(self._fleet.rollouts.collect, step=self._step, stage=stage.name),
+            lambda drawn: self._fleet.rollouts.collect(
+                with_looks(drawn, config.data.looks, seed=config.seed, step=self._step),
+                step=self._step,
+                stage=stage.name,
+            ),
             partial(drop_groups_without_signal, learner=config.learner),
             examples,
             spare_examples(admitted, examples, seed=config.seed, step=self._step),

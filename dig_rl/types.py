@@ -23,6 +23,18 @@ FinishReason = Literal["stop", "length", "abort"]
 
 
 @dataclass(frozen=True)
+class Look:
+    """How the images of a pair are shown; see `dig_rl/looks.py`."""
+
+    swap: bool = False
+    """The images change places, so what was added is removed."""
+    mirror: bool = False
+    """Both are mirrored left to right."""
+    channels: tuple[int, ...] = (0, 1, 2)
+    """Order in which both show the stored colour channels."""
+
+
+@dataclass(frozen=True)
 class Example:
     """One image pair with its labels, as read from a data folder."""
 
@@ -42,6 +54,8 @@ class Example:
     visible_fractions: tuple[float | None, ...] = ()
     """M fractions of the changed object that its picture shows, in [0, 1]: the lower one where both pictures show it,
     None where the data do not say. Empty if nothing was read."""
+    look: Look = Look()
+    """How the images are shown; boxes and kinds are those of this look."""
 
     @property
     def num_differences(self) -> int:

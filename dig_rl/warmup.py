@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
 
 from dig_rl.boxes import px_to_unit
-from dig_rl.config import Config
+from dig_rl.config import Config, PolicyConfig
 from dig_rl.deepspeed_table import trainer_table
 from dig_rl.errors import PolicyError
 from dig_rl.extension_lock import remove_stale_locks
@@ -57,10 +57,29 @@ def warm_up(config: Config, examples: Sequence[Example], out: Path) -> dict[str,
     transformers_logging.disable_progress_bar()
     disable_progress_bars()
     _become_a_rank()
-    trainer = SFTTrainer(
+    trainer = _trainer(config, policy, frontend, examples, partial / "trainer")
+    for noisy in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(noisy)
+    with TrainProgress(settings.steps) as progress:
+        trainer.add_callback(_ShowProgress(progress))
+        trainer.train()
+    losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+    trainer.save_model(str(partial / "policy"))  # gathers what ZeRO has spread
+    frontend.processor.save_pretrained(partial / "policy")
+    (partial / "policy").rename(out)
+    shutil.rmtree(partial)
+    tenth = max(1, len(losses) // 10)
+    return {"loss_first": float(np.mean(losses[:tenth])), "loss_last": float(np.mean(losses[-tenth:]))}
+
+
+def _trainer(
+    config: Config, policy: PolicyConfig, frontend: PolicyFrontend, examples: Sequence[Example], folder: Path
+) -> SFTTrainer:
+    settings = config.warmup
+    return SFTTrainer(
         model=load_model(policy).train(),
         args=SFTConfig(
-            output_dir=str(partial / "trainer"),
+            output_dir=str(folder),
             max_steps=settings.steps,
             per_device_train_batch_size=settings.batch_size,
             learning_rate=settings.lr,
@@ -83,18 +102,6 @@ def warm_up(config: Config, examples: Sequence[Example], out: Path) -> dict[str,
         train_dataset=_dataset(examples, frontend, settings.coordinate_levels),
         processing_class=frontend.processor,
     )
-    for noisy in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(noisy)
-    with TrainProgress(settings.steps) as progress:
-        trainer.add_callback(_ShowProgress(progress))
-        trainer.train()
-    losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
-    trainer.save_model(str(partial / "policy"))  # gathers what ZeRO has spread
-    frontend.processor.save_pretrained(partial / "policy")
-    (partial / "policy").rename(out)
-    shutil.rmtree(partial)
-    tenth = max(1, len(losses) // 10)
-    return {"loss_first": float(np.mean(losses[:tenth])), "loss_last": float(np.mean(losses[-tenth:]))}
 
 
 def _become_a_rank() -> None:

@@ -1,4 +1,4 @@
-"""`make demo`: render pairs, warm a small policy up, train it through all three stages, show what came of it."""
+"""`make demo`: train the shipped policy through all three stages, and show on held-out pairs what came of it."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ import sys
 import time
 from pathlib import Path
 
-from dig_rl.config import Config, load_config
+from dig_rl.config import load_config
 from dig_rl.errors import DigRlError
 from dig_rl.run_folder import move_aside
 from dig_rl.summary import read_summary
 from launch.terminal import end_with_message
 
 CONFIG = "launch/configs/demo.toml"
-DATA_CONFIG = "launch/configs/data/demo.toml"
+UNSEEN_CONFIG = "launch/configs/data/unseen.toml"
+UNSEEN = "data/unseen"
 RUN = "demo"
 
 NEXT = """
 What to try next:
   open runs/demo/report.html                                   what it learned, with pictures
+  make eval CHECKPOINT=runs/demo DATA=data/unseen              ask it about other pairs
   make tensorboard                                             the curves
   make train CONFIG={config} RUN=mine SET="learner.lr=1e-4"    change anything
   cp rewards/box_iou.py rewards/mine.py                        edit it, name it in a config: your own reward"""
@@ -31,33 +33,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of the config (SET=)")
     arguments = parser.parse_args()
-    config = load_config([CONFIG], arguments.set)
+    load_config([CONFIG], arguments.set)  # a mistake ends the demo before anything is drawn
     _make_writable("runs")
     summary = read_summary(Path("runs", RUN))
     if summary is not None and summary["status"] == "finished":
         print(f"the last demo is kept as {move_aside('runs', RUN)}")
     started = time.monotonic()
-    for title, command in _parts(config, arguments.set):
+    for title, command in _parts(arguments.set):
         print(f"\n== {title}", flush=True)
         _run([sys.executable, "-m", *command])
     print(NEXT.format(config=CONFIG))
     print(f"\ndone in {(time.monotonic() - started) / 60:.1f} minutes")
 
 
-def _parts(config: Config, overrides: list[str]) -> list[tuple[str, list[str]]]:
+def _parts(overrides: list[str]) -> list[tuple[str, list[str]]]:
     settings = ["--config", CONFIG, *(["--set", *overrides] if overrides else [])]
-    parts = [
-        ("1/3 image pairs, rendered by Blender", ["launch.data", "--config", DATA_CONFIG, "--out", config.data.path]),
-        ("2/3 supervised warm-up, so that the policy can answer at all", ["launch.warmup", *settings]),
+    run = Path("runs", RUN)
+    before, after = (str(run / "heldout" / f"predictions_{moment}.jsonl") for moment in ("before", "after"))
+    return [
+        ("1/4 new pairs, drawn by Blender", ["launch.data", "--config", UNSEEN_CONFIG, "--out", UNSEEN]),
         (
-            "3/3 GRPO: single -> dual -> mixed, and greedy answers before and after",
+            "2/4 GRPO: single -> dual -> mixed, and greedy answers to held-out pairs before and after",
             ["launch.train", "--run", RUN, *settings],
         ),
+        (
+            "3/4 the same held-out pairs before (A) and after (B): is it better?",
+            ["launch.compare", "--a", before, "--b", after, "--out", str(run / "comparison")],
+        ),
+        (
+            "4/4 the trained policy on the pairs of part 1",
+            ["launch.evaluate", "--checkpoint", str(run), "--data", UNSEEN, "--out", str(run / "unseen")],
+        ),
     ]
-    if Path(config.policy.path, "config.json").exists():
-        print(f"policy {config.policy.path} is there already; remove that folder to warm up anew")
-        del parts[1]
-    return parts
 
 
 def _make_writable(folder: str) -> None:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dig_rl.config import build, read_toml
 from dig_rl.data import load_examples
 from dig_rl.datagen.families import FamilyRecipe
 from dig_rl.datagen.family_shards import FamilyShard, make_families, read_families, refuse_shared_scenes
+from dig_rl.layers import build, read_toml
 from dig_rl.policy.build import SmallPolicyConfig, build_small_policy
 from dig_rl.prompts import instruction
 from launch.terminal import end_with_message

@@ -18,7 +18,7 @@ import pytest
 from launch import demo
 from launch.setup import point_to
 from launch.terminal import end_with_message
-from tests.tiny import CONFIG, ROOT
+from tests.tiny import ROOT
 
 
 @pytest.fixture
@@ -52,24 +52,15 @@ def test_parts_come_in_order_each_with_the_users_settings(
 ) -> None:
     settings = ["--set", "learner.lr=1e-4", "data.path=my pairs"]
     assert run_demo(monkeypatch, *settings) == 0
-    config = ["--config", "launch/configs/demo.toml"]
-    start = [sys.executable, "-m"]
+    start, heldout = [sys.executable, "-m"], "runs/demo/heldout/predictions_"
     assert commands == [
-        [*start, "launch.data", "--config", "launch/configs/data/demo.toml", "--out", "my pairs"],
-        [*start, "launch.warmup", *config, *settings],
-        [*start, "launch.train", "--run", "demo", *config, *settings],
-    ]
+        [*start, "launch.data", "--config", "launch/configs/data/unseen.toml", "--out", "data/unseen"],
+        [*start, "launch.train", "--run", "demo", "--config", "launch/configs/demo.toml", *settings],
+        [*start, "launch.compare", "--a", f"{heldout}before.jsonl", "--b", f"{heldout}after.jsonl",
+         "--out", "runs/demo/comparison"],
+        [*start, "launch.evaluate", "--checkpoint", "runs/demo", "--data", "data/unseen", "--out", "runs/demo/unseen"],
+    ]  # fmt: skip
     assert "What to try next" in capsys.readouterr().out
-
-
-def test_a_policy_that_is_there_is_not_warmed_up_again(
-    clone: Path, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (clone / "policies" / "demo").mkdir(parents=True)
-    (clone / "policies" / "demo" / "config.json").write_text("{}")
-    assert run_demo(monkeypatch) == 0
-    assert [command[2] for command in commands] == ["launch.data", "launch.train"]
-    assert "remove that folder to warm up anew" in capsys.readouterr().out
 
 
 def test_a_finished_run_is_moved_aside(
@@ -80,7 +71,7 @@ def test_a_finished_run_is_moved_aside(
     assert not (clone / "runs" / "demo").exists()
     assert (clone / "runs" / "demo-1" / "summary.json").is_file()
     assert f"the last demo is kept as {clone / 'runs' / 'demo-1'}" in capsys.readouterr().out
-    assert len(commands) == 3
+    assert len(commands) == 4
 
 
 @pytest.mark.parametrize("status", ["interrupted", "failed", "running"])
@@ -90,7 +81,7 @@ def test_an_unfinished_run_is_continued(
     write_summary(clone, status)
     assert run_demo(monkeypatch) == 0
     assert [path.name for path in (clone / "runs").iterdir()] == ["demo"]
-    assert len(commands) == 3
+    assert len(commands) == 4
 
 
 @pytest.mark.parametrize("obstacle", ["a file in its place", "a link to nowhere", "a folder that takes no files"])
@@ -158,14 +149,11 @@ def test_whole_demo_in_a_folder_with_a_space_while_rays_usual_ports_are_taken(tm
     point_to(clone / ".venv", Path(sys.prefix))
     (clone / ".venv-blender").symlink_to(ROOT / ".venv-blender")
     shutil.copytree(os.environ["TORCH_EXTENSIONS_DIR"], clone / ".cache" / "torch_extensions")
-    # The demo's own files with the sizes of a test.
-    tiny = CONFIG.read_text().replace('start = "policies/tiny-start"', 'start = "policies/small"')
-    (clone / "launch/configs/demo.toml").write_text(tiny)
-    shutil.copyfile(ROOT / "launch/configs/data/tiny.toml", clone / "launch/configs/data/demo.toml")
+    sizes = "curriculum=curricula/tiny.toml rollout.prompts_per_step=3 rollout.group_size=4 evaluation.max_pairs=8"
 
     with occupied([6379, 8265, 10001]):
         done = subprocess.run(
-            ["make", "--old-file=setup", "--old-file=setup-blender", "demo", "SET=warmup.steps=10"],
+            ["make", "--old-file=setup", "--old-file=setup-blender", "demo", f"SET={sizes}"],
             cwd=clone,
             env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
             capture_output=True,
@@ -174,6 +162,7 @@ def test_whole_demo_in_a_folder_with_a_space_while_rays_usual_ports_are_taken(tm
         )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "before" in done.stdout and "after" in done.stdout
+    assert "8 pairs" in done.stdout and "24 pairs" in done.stdout  # held out, and drawn a moment ago
     assert "What to try next" in done.stdout
     run = clone / "runs" / "demo"
     assert json.loads((run / "summary.json").read_text())["status"] == "finished"

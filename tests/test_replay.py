@@ -17,11 +17,12 @@ from dig_rl.algo.batch import training_group
 from dig_rl.algo.packing import pack
 from dig_rl.config import Config, RewardConfig, RewardTermConfig, load_config
 from dig_rl.errors import ConfigError, DataError
+from dig_rl.looks import with_look
 from dig_rl.policy.load import load_frontend, load_model
 from dig_rl.policy.scorer import PolicyScorer
 from dig_rl.recording import Recording, cut_recordings, read_recording, recording_path, write_recording
 from dig_rl.replay import loss_figures, score_again, score_changes
-from dig_rl.types import Completion, Example, RolloutGroup, SampledGroup, Score
+from dig_rl.types import Completion, Example, Look, RolloutGroup, SampledGroup, Score
 from launch.replay import choose_weights
 from tests.groups import make_pair
 from tests.loss_reference import Batch, loss
@@ -73,7 +74,9 @@ def test_rollouts_come_back_as_they_were(tmp_path: Path, recording: Recording) -
     odd = replace(
         masked.sampled.completions[1], logprobs_rollout=(-float("inf"), -1e-300, -0.1, -0.2, -0.3), text="é\n"
     )
-    masked = replace(masked, sampled=replace(masked.sampled, completions=(odd, *masked.sampled.completions[1:])))
+    looked_at = with_look(masked.sampled.example, Look(swap=True, mirror=True, channels=(2, 0, 1)))
+    completions = (odd, *masked.sampled.completions[1:])
+    masked = replace(masked, sampled=replace(masked.sampled, example=looked_at, completions=completions))
     whole = replace(recording, groups=(masked, recording.groups[1]))
     save(tmp_path, whole)
     assert read_recording(tmp_path, 4) == whole

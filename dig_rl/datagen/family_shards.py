@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dig_rl.config import differing_keys
 from dig_rl.datagen.families import Family, FamilyRecipe, make_family
 from dig_rl.datagen.renderers import open_renderer
 from dig_rl.durable import read_json_object, write_durably
 from dig_rl.errors import ConfigError, DataError
+from dig_rl.layers import differing_keys
 
 FAMILIES_A_SHARD = 100
 RECIPE_NAME = "families.json"

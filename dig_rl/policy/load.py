@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jinja2 import TemplateError
 from PIL import Image
@@ -28,9 +29,10 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from dig_rl.config import Config, PolicyConfig
 from dig_rl.errors import ConfigError, DataError, PolicyError
+from dig_rl.looks import apply_look
 from dig_rl.parsing import CoordinateFrame, frame_of
 from dig_rl.prompts import chat_messages
-from dig_rl.types import BoxTarget, Example, Question
+from dig_rl.types import BoxTarget, Example, Look, Question
 
 IMAGE_MARKER = "<|image_pad|>"
 """Stands for one image in a chat-formatted prompt."""
@@ -192,9 +194,11 @@ def uses_flex_attention(model: PreTrainedModel) -> bool:
 
 
 def load_images(example: Example) -> tuple[Image.Image, Image.Image]:
-    """Both images of a pair in order, RGB."""
-    where = f"pair {example.pair_id}"
-    return load_image(example.image_a_path, where), load_image(example.image_b_path, where)
+    """Both images of a pair as its look shows them, in order, RGB."""
+    images = [load_image(path, f"pair {example.pair_id}") for path in (example.image_a_path, example.image_b_path)]
+    if example.look != Look():
+        images = [Image.fromarray(image) for image in apply_look(np.stack([*map(np.asarray, images)]), example.look)]
+    return images[0], images[1]
 
 
 def load_image(path: str, where: str) -> Image.Image:
