@@ -136,7 +136,7 @@ submit: setup ## send a run to a cluster: CONFIG= RUN= SET= TARGET=ray|slurm NOD
 	@$(PY) -m launch.submit --target '$(TARGET)' $(call option,--nodes,$(NODES)) $(if $(DRY_RUN),--dry-run) \
 	  --config $(call quote,$(CONFIG)) --run '$(RUN)' $(SETTINGS) $(CHANGED_PLUGINS)
 
-tensorboard: setup ## curves of all runs on http://127.0.0.1:6006
+tensorboard: setup ## curves, pictures and answers of all runs on http://127.0.0.1:6006
 	@echo "Begin with http://127.0.0.1:6006/#custom_scalars (docs/tensorboard.md)"
 	@.venv/bin/tensorboard --logdir runs --host 127.0.0.1 --samples_per_plugin images=200,text=200
 

@@ -132,7 +132,7 @@ def test_a_full_step_needs_no_refill(tmp_path: Path, max_refills: int) -> None:
 
 
 def test_the_rollouts_of_the_newest_steps_are_on_record(tmp_path: Path) -> None:
-    run_steps(tmp_path / "without", Engines(set()))
+    run_steps(tmp_path / "without", Engines(set()), "rollout.record_last=0")
     assert not (tmp_path / "without/run/rollouts").exists()
     engines = Engines({"d1-1"})
     run_steps(tmp_path, engines, "rollout.record_last=2", "rollout.max_refills=1")
