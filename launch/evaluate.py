@@ -154,8 +154,8 @@ def answers_of(source: Source, out: Path) -> tuple[list[JudgedPair], dict[str, f
         out: folder that a policy's answers, its settings and the engine's logs are written to.
 
     Returns:
-        The pairs, and seconds by phase: `start` of the engine; `answer`, of which `vllm` inside vLLM; `stop`. None for
-        stored answers.
+        The pairs, and seconds by phase: `start` of the engine; `answer`, of which `vllm` inside vLLM; `stop` of the
+        engine, with the answers written. None for stored answers.
     """
     if source.stored is not None:
         return source.stored, {}
@@ -167,12 +167,11 @@ def answers_of(source: Source, out: Path) -> tuple[list[JudgedPair], dict[str, f
         rollouts.check_token_budget(examples)
         answers = answer_pairs(rollouts, policy, examples, config, **source.decoding._asdict())
         answered, vllm = time.perf_counter(), rollouts.engine_seconds()
-    stopped = time.perf_counter()
     write_answers(out / PREDICTIONS_FILE, answers)
     write_durably(out / SETTINGS_FILE, config.model_dump_json(indent=2) + "\n")
     pairs = judge_pairs(source.truths, answers, source.name)
-    seconds = {"start": ready - started, "answer": answered - ready, "vllm": vllm, "stop": stopped - answered}
-    return pairs, seconds
+    ended = time.perf_counter()
+    return pairs, {"start": ready - started, "answer": answered - ready, "vllm": vllm, "stop": ended - answered}
 
 
 def outside_vllm_share(seconds: Mapping[str, float]) -> float:
