@@ -24,8 +24,9 @@ ON_DATA = $(call option,--data,$(DATA)) $(call option,--split,$(SPLIT)) $(call o
   $(call option,--temperature,$(TEMPERATURE)) $(NAMED_CONFIG) $(SETTINGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-blender doctor demo data data-check data-import data-export policy warmup nano ablations train export eval compare \
-	report reward-test reward-report curriculum-preview bench bench-long submit tensorboard \
+.PHONY: help setup setup-blender doctor demo data data-check data-import data-export policy warmup nano ablations train export \
+	eval compare eval-refcoco serve suites replay report compare-runs reward-test reward-report curriculum-preview bench \
+	bench-long submit tensorboard \
 	test test-fast test-long test-pins lint clean need-python
 
 help: ## list every target
@@ -95,8 +96,31 @@ eval: setup ## measure a policy or stored answers: CHECKPOINT=|PREDICTIONS= DATA
 compare: setup ## is B better than A on the same pairs? A= B= (policies or stored answers) DATA= SPLIT= OUT=
 	@$(PY) -m launch.compare --a '$(A)' --b '$(B)' $(ON_DATA) $(call option,--out,$(OUT))
 
+# What commands about one checkpoint share
+OF_CHECKPOINT = $(call option,--checkpoint,$(CHECKPOINT)) $(NAMED_CONFIG) $(SETTINGS)
+eval-refcoco: setup ## Acc@0.5 on RefCOCO/+/g from a local copy: CHECKPOINT= FROM= SPLIT="refcoco_val ..." LIMIT= OUT=
+	@$(PY) -m launch.evaluate_refcoco $(OF_CHECKPOINT) $(call option,--from,$(FROM)) \
+	  $(if $(SPLIT),--split $(call quote,$(SPLIT))) $(call option,--limit,$(LIMIT)) $(call option,--out,$(OUT))
+
+serve: setup ## an OpenAI-compatible server on this machine, until Ctrl-C: CHECKPOINT= PORT= LOG=
+	@$(PY) -m launch.serve $(OF_CHECKPOINT) $(call option,--port,$(PORT)) $(call option,--log,$(LOG))
+
+suites: setup ## the paper's benchmarks against it: CHECKPOINT= TOOL=vlmevalkit|lmms-eval RUN_TOOLS=1 ONLY= JUDGE= OUT=
+	@$(PY) -m launch.suites $(OF_CHECKPOINT) $(call option,--tool,$(TOOL)) $(if $(RUN_TOOLS),--execute) \
+	  $(if $(ONLY),--only $(call quote,$(ONLY))) $(call option,--url,$(URL)) $(call option,--vlmevalkit,$(VLMEVALKIT)) \
+	  $(call option,--tool-python,$(TOOL_PYTHON)) $(call option,--max-tokens,$(MAX_TOKENS)) \
+	  $(call option,--judge,$(JUDGE)) $(call option,--judge-url,$(JUDGE_URL)) \
+	  $(call option,--parallel,$(PARALLEL)) $(call option,--out,$(OUT))
+
+replay: setup ## recorded rollouts again, without an engine: RUN= STEP= SET= (another reward) NO_LOSS=1 CHECKPOINT=
+	@$(PY) -m launch.replay --run '$(RUN)' $(call option,--step,$(STEP)) $(if $(NO_LOSS),--no-loss) $(OF_CHECKPOINT) \
+	  $(call option,--out,$(OUT))
+
 report: setup ## rewrite runs/RUN/report.html: RUN=
 	@$(PY) -m launch.report --run '$(RUN)'
+
+compare-runs: setup ## several runs side by side in one page: RUNS="a b c" OUT=
+	@$(PY) -m launch.compare_runs --runs $(call quote,$(RUNS)) $(call option,--out,$(OUT))
 
 reward-test: setup ## does a reward plugin keep the contract? REWARD=path.py:function KWARGS="match_iou = 0.75"
 	@$(PY) -m launch.reward_test --reward '$(REWARD)' $(call option,--kwargs,$(KWARGS))
@@ -117,8 +141,9 @@ submit: setup ## send a run to a cluster: CONFIG= RUN= SET= TARGET=ray|slurm NOD
 	@$(PY) -m launch.submit --target '$(TARGET)' $(call option,--nodes,$(NODES)) $(if $(DRY_RUN),--dry-run) \
 	  --config $(call quote,$(CONFIG)) --run '$(RUN)' $(SETTINGS) $(CHANGED_PLUGINS)
 
-tensorboard: setup ## curves of all runs on http://127.0.0.1:6006
-	@.venv/bin/tensorboard --logdir runs --host 127.0.0.1
+tensorboard: setup ## curves, pictures and answers of all runs on http://127.0.0.1:6006
+	@echo "Begin with http://127.0.0.1:6006/#custom_scalars (docs/tensorboard.md)"
+	@.venv/bin/tensorboard --logdir runs --host 127.0.0.1 --samples_per_plugin images=200,text=200
 
 # A file of tests stays in one process, so that what its tests share is made once.
 IN_PARALLEL = -n 2 --dist loadfile

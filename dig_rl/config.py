@@ -130,6 +130,8 @@ class RolloutConfig(_Section):
     """P, pairs a step."""
     max_refills: int = Field(0, ge=0)
     """Times in one step that groups without signal are made up for by drawing as many further pairs of the stage."""
+    record_last: int = Field(0, ge=0)
+    """Newest steps whose rollouts are kept in the run folder, for `make replay`; 0 keeps none."""
     num_workers: int = Field(1, ge=1)
     """Rollout actors, each with its own vLLM engine."""
     temperature: float = Field(1.0, gt=0)
@@ -268,6 +270,8 @@ class EvaluationConfig(_Section):
     """First pairs of a split; None takes all."""
     match_iou: float = Field(0.5, gt=0, le=1)
     """IoU from which a box counts as found."""
+    num_panels: int = Field(8, ge=0, le=100)
+    """Pairs of an evaluation whose pictures and answers go to TensorBoard."""
 
 
 class AlarmsConfig(_Section):

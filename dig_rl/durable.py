@@ -10,16 +10,16 @@ from typing import Any
 from dig_rl.errors import DigRlError
 
 
-def write_durably(path: Path, text: str) -> None:
-    """Replace `path` by `text` in one step: readers see the whole old file or the whole new one.
+def write_durably(path: Path, contents: str | bytes) -> None:
+    """Replace `path` by `contents`, text as UTF-8, in one step: readers see the whole old file or the whole new one.
 
     Raises:
         OSError: the folder is missing or unwritable, or the disk is full; the old file is then unchanged.
     """
     partial = path.with_name(path.name + ".partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with partial.open("wb") as file:
+            file.write(contents.encode() if isinstance(contents, str) else contents)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

@@ -19,8 +19,8 @@ from dig_rl.types import Completion, Example, SampledGroup
 
 def evaluate_greedily(
     rollouts: Rollouts, policy: PolicyFacts, examples: Sequence[Example], config: Config, predictions_path: Path
-) -> dict[str, float]:
-    """Answer every pair once with the most likely tokens, write the answers, return the figures.
+) -> tuple[dict[str, float], list[StoredAnswer]]:
+    """Answer every pair once with the most likely tokens, and write the answers.
 
     Args:
         rollouts: workers that hold the weights to be evaluated.
@@ -30,14 +30,25 @@ def evaluate_greedily(
         predictions_path: JSON lines file to write, one pair a line; boxes in pixels.
 
     Returns:
-        Figures of `dig_rl.evaluation.detection.detection_metrics`.
+        Figures of `dig_rl.evaluation.detection.detection_metrics`, and the answers in the order of the pairs.
     """
     answers = answer_pairs(rollouts, policy, examples, config)
     write_answers(predictions_path, answers)
     rows = zip(answers, examples, strict=True)
-    return detection_metrics(
-        [answer.boxes_unit(example.image_size_px) for answer, example in rows], config.evaluation.match_iou
-    )
+    boxes = [answer.boxes_unit(example.image_size_px) for answer, example in rows]
+    return detection_metrics(boxes, config.evaluation.match_iou), answers
+
+
+def figures_by_count(examples: Sequence[Example], answers: Sequence[StoredAnswer], config: Config) -> dict[str, float]:
+    """`f1_<count>`, `mean_iou_<count>` and `count_accuracy_<count>`: means over the pairs with so many changes."""
+    by_count: dict[int, list[tuple[np.ndarray | None, np.ndarray]]] = {}
+    for example, answer in zip(examples, answers, strict=True):
+        by_count.setdefault(example.num_differences, []).append(answer.boxes_unit(example.image_size_px))
+    found: dict[str, float] = {}
+    for count, boxes in sorted(by_count.items()):
+        figures = detection_metrics(boxes, config.evaluation.match_iou)
+        found |= {f"{name}_{count}": figures[name] for name in ("f1", "mean_iou", "count_accuracy")}
+    return found
 
 
 def answer_pairs(

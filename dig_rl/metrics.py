@@ -106,6 +106,16 @@ METRICS = (
         "see figure",
         "Greedy evaluation on the validation split, every `evaluation.every_steps` steps; figures as in `heldout/`",
     ),
+    Metric(
+        "heldout_by_count/<figure>_<count>",
+        "see figure",
+        "`f1`, `mean_iou` and `count_accuracy` of the held-out pairs with so many changes",
+    ),
+    Metric(
+        "validation_by_count/<figure>_<count>",
+        "see figure",
+        "`f1`, `mean_iou` and `count_accuracy` of the validation pairs with so many changes",
+    ),
     Metric("tracking/non_finite", "values", "Metrics of this step that were NaN or infinite; stored as null"),
 )
 

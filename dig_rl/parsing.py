@@ -26,7 +26,7 @@ FAMILY_FRAMES: dict[str, CoordinateFrame] = {"qwen3_vl": "norm1000", "qwen2_5_vl
 
 _MAX_NESTING = 8
 _NOWHERE = (0.0, 0.0, 0.0, 0.0)
-_END_OF_THINKING = "</think>"
+END_OF_THINKING = "</think>"
 # A bracket starts an array or an object only if what follows could: "[above]" and "{red}" are prose.
 _OPENING = re.compile(r'\[(?=[ \t\r\n]*(?:[\[\]{"\-0-9]|true|false|null|NaN|Infinity))|\{(?=[ \t\r\n]*["}])')
 _SURE_OPENINGS = frozenset([*(f"[{following}" for following in '[]{"-0123456789'), '{"', "{}"])
@@ -97,7 +97,7 @@ def parse_answer(
     Returns:
         The status, with boxes in [0, 1] of each image side.
     """
-    _, closed, answer = text.rpartition(_END_OF_THINKING)
+    _, closed, answer = text.rpartition(END_OF_THINKING)
     if thinking and not closed:
         return ParsedAnswer("unfinished_thinking", None)
     if len(answer) > reward_config.max_answer_characters:

@@ -122,6 +122,11 @@ class RunFolder:
         return self.path / "validation"
 
     @property
+    def rollouts(self) -> Path:
+        """Folder of recorded rollouts, a file for each kept step (`rollout.record_last`)."""
+        return self.path / "rollouts"
+
+    @property
     def logs(self) -> Path:
         """Folder of the engines' own output."""
         return self.path / "logs"

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -28,13 +28,14 @@ SUPERSEDED_FILE = "superseded.jsonl"
 class Tracker:
     """Appends one line and one TensorBoard event a step; a context manager."""
 
-    def __init__(self, run_dir: Path, *, restored_step: int | None) -> None:
+    def __init__(self, run_dir: Path, *, restored_step: int | None, head: Sequence[Summary.Value] = ()) -> None:
         """Open both sinks, first cutting what a continued run will write again.
 
         Args:
             run_dir: the run folder; must exist.
             restored_step: step of the checkpoint the run continues from; None if it trains from the beginning. Lines of
                 step 0, the policy before training, stay in either case.
+            head: what TensorBoard alone gets, once a run: a later start replaces what an earlier one wrote.
 
         Raises:
             DigRlError: `metrics.jsonl` is damaged, or the folder cannot be written.
@@ -43,12 +44,19 @@ class Tracker:
         last_kept = restored_step or 0
         try:
             _cut_lines(Path(run_dir), last_kept)
-            self._events = _open_events(Path(run_dir) / "tensorboard", last_kept)
+            self._events = _open_events(Path(run_dir) / "tensorboard", last_kept, head)
             self._lines = self._path.open("a", encoding="utf-8")
         except OSError as error:
             raise _cannot_write(self._path.parent, error) from error
 
-    def log(self, step: int, metrics: Mapping[str, float], *, stage: str | None = None) -> None:
+    def log(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        *,
+        stage: str | None = None,
+        summaries: Sequence[Summary.Value] = (),
+    ) -> None:
         """Write the metrics of one step; they are on their way to the disk when this returns.
 
         Args:
@@ -56,6 +64,7 @@ class Tracker:
             metrics: scalars by their name in `dig_rl.metrics.METRICS`. NaN and infinities become null in
                 `metrics.jsonl`, are counted in `tracking/non_finite`, and go to TensorBoard as they are.
             stage: curriculum stage of a training step; None for an evaluation.
+            summaries: pictures, text and the like, for TensorBoard alone.
 
         Raises:
             DigRlError: the disk is full or the folder is gone.
@@ -69,7 +78,9 @@ class Tracker:
         try:
             self._lines.write(json.dumps(line, allow_nan=False) + "\n")
             self._lines.flush()
-            self._events.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))
+            self._events.add_event(
+                Event(wall_time=time.time(), step=step, summary=Summary(value=[*scalars, *summaries]))
+            )
             self._events.flush()
         except OSError as error:
             raise _cannot_write(self._path, error) from error
@@ -104,8 +115,8 @@ def _cut_lines(run_dir: Path, last_kept: int) -> None:
     write_durably(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
-def _open_events(folder: Path, last_kept: int) -> EventFileWriter:
-    """Start an event file that begins with the events kept from the earlier ones, which are then emptied.
+def _open_events(folder: Path, last_kept: int, head: Sequence[Summary.Value]) -> EventFileWriter:
+    """Start an event file that begins with `head` and the events kept from the earlier ones, which are then emptied.
 
     The copies equal their originals byte for byte, so a start that is killed between copying and emptying is repaired
     by the next one, which drops equal events. Emptied files go at the next start: a TensorBoard that is watching gets
@@ -114,11 +125,18 @@ def _open_events(folder: Path, last_kept: int) -> EventFileWriter:
     folder.mkdir(parents=True, exist_ok=True)
     old_files = sorted(folder.glob("events.out.tfevents.*"))
     old_events = [Event.FromString(record) for path in old_files for record in RawEventFileLoader(str(path)).Load()]
-    kept = {e.SerializeToString(): e for e in old_events if e.HasField("summary") and e.step <= last_kept}
+    tags = {value.tag for value in head}
+    kept = {
+        e.SerializeToString(): e
+        for e in old_events
+        if e.HasField("summary") and e.step <= last_kept and not any(value.tag in tags for value in e.summary.value)
+    }
     writer = EventFileWriter(str(folder))
     if old_files:
         # Makes a TensorBoard that is already watching forget what it has read.
         writer.add_event(Event(wall_time=time.time(), step=0, session_log=SessionLog(status=SessionLog.START)))
+    if head:
+        writer.add_event(Event(wall_time=time.time(), step=0, summary=Summary(value=head)))
     for event in sorted(kept.values(), key=lambda event: event.step):
         writer.add_event(event)
     writer.flush()

@@ -21,23 +21,25 @@ from dig_rl.alarms import AlarmWatch
 from dig_rl.algo.advantages import drop_groups_without_signal
 from dig_rl.algo.batch import training_group
 from dig_rl.answers import summarise_answers
+from dig_rl.board import evaluation_summaries, first_summaries, stage_summaries
 from dig_rl.checkpoint import CheckpointStore
 from dig_rl.config import Config
 from dig_rl.controls import same_answer_frac
 from dig_rl.curriculum import Curriculum, Stage, open_curriculum, stage_config
 from dig_rl.data import load_examples
 from dig_rl.errors import AlarmError, DataError, PluginError
-from dig_rl.evaluate import evaluate_greedily
+from dig_rl.evaluate import evaluate_greedily, figures_by_count
 from dig_rl.looks import with_looks
 from dig_rl.metrics import read_metrics, summarise_dropped, summarise_groups
 from dig_rl.plugins import load_plugin
 from dig_rl.progress import TrainProgress
+from dig_rl.recording import cut_recordings, write_recording
 from dig_rl.refill import Collected, collect_with_refills, spare_examples
 from dig_rl.run_folder import RunFolder
 from dig_rl.scoring_pool import hash_plugins
 from dig_rl.summary import Summary
 from dig_rl.tracking import Tracker
-from dig_rl.types import Example
+from dig_rl.types import Example, RolloutGroup
 
 _log = logging.getLogger(__name__)
 
@@ -148,8 +150,9 @@ class Training:
     def run_to_end(self) -> None:
         """Everything from the newest checkpoint, or the start, to the exported policy."""
         restored_step = self._restore()
+        cut_recordings(self._run.rollouts, restored_step or 0)
         with (
-            Tracker(self._run.path, restored_step=restored_step) as tracker,
+            Tracker(self._run.path, restored_step=restored_step, head=first_summaries(self._config)) as tracker,
             TrainProgress(self._curriculum.total_steps, self._step) as progress,
         ):
             for line in read_metrics(self._run.path):
@@ -177,6 +180,7 @@ class Training:
         examples = self._curriculum.next_examples()
         collected = self._collect(examples, stage)
         groups, figures = collected.groups, collected.figures
+        self._record(groups, self._inputs.stage_configs[stage.name])
         stage_end = self._curriculum.observe(groups)
         figures |= summarise_groups(groups) | summarise_dropped(collected.dropped, len(groups))
         figures |= summarise_answers(groups, thinking=self._config.policy.thinking)
@@ -193,7 +197,7 @@ class Training:
             self._fleet.rollouts.reset_caches()
         figures |= self._fleet.memory_gib()
         figures |= self._curriculum.figures() | {"timing/step_s": time.perf_counter() - started}
-        tracker.log(step, figures, stage=stage.name)
+        tracker.log(step, figures, stage=stage.name, summaries=stage_summaries(stage.name, figures))
         self._step, self._curriculum_state, self._is_mid_step = step, self._curriculum.state_dict(), False
         reward = f"reward {figures['reward/total']:.3f}"
         progress.set_total(self._curriculum.total_steps, is_bound=self._curriculum.is_open)
@@ -229,25 +233,35 @@ class Training:
             config.rollout.max_refills,
         )
 
+    def _record(self, groups: Sequence[RolloutGroup], config: Config) -> None:
+        if keep_last := config.rollout.record_last:
+            policy, folder = self._fleet.policy, self._run.rollouts
+            write_recording(folder, self._step + 1, groups, policy.frame, policy.prompt, config, keep_last)
+
     def _evaluate(self, moment: Literal["before", "after"], tracker: Tracker, progress: TrainProgress) -> None:
         started = time.perf_counter()
-        figures = evaluate_greedily(
-            self._fleet.rollouts,
-            self._fleet.policy,
-            self._inputs.heldout,
-            self._config,
-            self._run.heldout / f"predictions_{moment}.jsonl",
-        )
-        logged = {f"heldout/{name}": value for name, value in figures.items()}
+        path = self._run.heldout / f"predictions_{moment}.jsonl"
+        figures, logged, summaries = self._answer_greedily("heldout", self._inputs.heldout, path)
         if any(example.num_differences for example in self._inputs.heldout):
             folder = self._run.heldout / "controls"
             logged["control/same_answer_frac"] = same_answer_frac(self._fleet.rollouts, self._inputs.heldout, folder)
-        tracker.log(self._step, logged)
+        tracker.log(self._step, logged, summaries=summaries)
         self.summary.set_heldout(moment, figures)
         self.summary.add_seconds(evaluate=time.perf_counter() - started)
         self.summary.write("running")
         self._heed_alarms(self._step, logged)
         progress.note(f"held-out {moment}: F1 {figures['f1']:.3f}, mean IoU {figures['mean_iou']:.3f}")
+
+    def _answer_greedily(
+        self, split: str, examples: Sequence[Example], path: Path
+    ) -> tuple[dict[str, float], dict[str, float], list[Any]]:
+        """Figures, the same and more under the names they are logged by, and what TensorBoard shows beside them."""
+        fleet, config = self._fleet, self._config
+        figures, answers = evaluate_greedily(fleet.rollouts, fleet.policy, examples, config, path)
+        logged = {f"{split}/{name}": value for name, value in figures.items()}
+        by_count = figures_by_count(examples, answers, config)
+        logged |= {f"{split}_by_count/{name}": value for name, value in by_count.items()}
+        return figures, logged, evaluation_summaries(split, examples, answers, config)
 
     def _validate_if_due(self, tracker: Tracker, progress: TrainProgress) -> None:
         """Evaluate on the validation split, unless that is on record for this step, and save a new best step."""
@@ -262,14 +276,9 @@ class Training:
 
     def _validate(self, tracker: Tracker, progress: TrainProgress) -> None:
         started = time.perf_counter()
-        figures = evaluate_greedily(
-            self._fleet.rollouts,
-            self._fleet.policy,
-            self._inputs.validation,
-            self._config,
-            self._run.validation / f"predictions_step-{self._step}.jsonl",
-        )
-        tracker.log(self._step, {f"validation/{name}": value for name, value in figures.items()})
+        path = self._run.validation / f"predictions_step-{self._step}.jsonl"
+        figures, logged, summaries = self._answer_greedily("validation", self._inputs.validation, path)
+        tracker.log(self._step, logged, summaries=summaries)
         self._validation_f1[self._step] = figures["f1"]
         self.summary.add_seconds(evaluate=time.perf_counter() - started)
         best = max(self._validation_f1, key=lambda step: (self._validation_f1[step], -step))

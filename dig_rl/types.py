@@ -100,6 +100,27 @@ class SampledGroup:
 
 
 @dataclass(frozen=True)
+class Question:
+    """A free question about one picture, as benchmarks ask it."""
+
+    text: str
+    image_path: str
+    image_size_px: tuple[int, int]
+    """(width, height)."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The most likely answer to a question."""
+
+    text: str
+    model_image_size_px: tuple[int, int]
+    """(width, height) of the picture after the policy's resize rule."""
+    num_tokens: int
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True)
 class Score:
     """Reward of one completion with its parts."""
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from dig_rl.durable import write_durably
 from dig_rl.errors import ConfigError
+from launch.benchmarks.evaluation import eval_outside_vllm_share
 from launch.benchmarks.measurement import Measurement, Request
 from launch.benchmarks.rendering import (
     pairs_per_minute,
@@ -38,6 +39,7 @@ BENCHMARKS: dict[str, Callable[[Request], Measurement]] = {
     "step_over_pure_compute": step_over_pure_compute,
     "shared_prefix_vs_plain": shared_prefix_vs_plain,
     "peak_logprob_mib": peak_logprob_mib,
+    "eval_outside_vllm_share": eval_outside_vllm_share,
     "pairs_per_minute": pairs_per_minute,
     "render_over_cycles": render_over_cycles,
 }

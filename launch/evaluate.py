@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,8 +100,12 @@ def main() -> None:
     started = time.perf_counter()
     found = overview(pairs, source.config.evaluation.match_iou)
     seconds["judge"] = time.perf_counter() - started
-    _write(out, source, found, seconds)
+    _write_page(out, source, found)
+    seconds["write"] = time.perf_counter() - started - seconds["judge"]
+    _write_figures(out, source, found, seconds)
     print(overview_lines(found))
+    if "vllm" in seconds:
+        print(_cost(seconds, len(pairs)))
     print(f"written to {out}: evaluation.md, .json and .png; next: make compare A={source.name} B=...")
 
 
@@ -149,7 +154,8 @@ def answers_of(source: Source, out: Path) -> tuple[list[JudgedPair], dict[str, f
         out: folder that a policy's answers, its settings and the engine's logs are written to.
 
     Returns:
-        The pairs, and seconds by phase: `start` of the engine, `answer`; none for stored answers.
+        The pairs, and seconds by phase: `start` of the engine; `answer`, of which `vllm` inside vLLM; `stop` of the
+        engine, with the answers written. None for stored answers.
     """
     if source.stored is not None:
         return source.stored, {}
@@ -157,14 +163,31 @@ def answers_of(source: Source, out: Path) -> tuple[list[JudgedPair], dict[str, f
     started = time.perf_counter()
     with Cluster(config.cluster, out / "logs", config.rollout.num_workers) as cluster:
         rollouts, policy = launch_rollouts(cluster, config)
-        rollouts.check_token_budget(examples)
         ready = time.perf_counter()
+        rollouts.check_token_budget(examples)
         answers = answer_pairs(rollouts, policy, examples, config, **source.decoding._asdict())
-        answered = time.perf_counter()
+        answered, vllm = time.perf_counter(), rollouts.engine_seconds()
     write_answers(out / PREDICTIONS_FILE, answers)
     write_durably(out / SETTINGS_FILE, config.model_dump_json(indent=2) + "\n")
     pairs = judge_pairs(source.truths, answers, source.name)
-    return pairs, {"start": ready - started, "answer": answered - ready}
+    ended = time.perf_counter()
+    return pairs, {"start": ready - started, "answer": answered - ready, "vllm": vllm, "stop": ended - answered}
+
+
+def outside_vllm_share(seconds: Mapping[str, float]) -> float:
+    """Share of the time after the engine's start that was spent outside vLLM, in [0, 1]."""
+    return 1.0 - seconds["vllm"] / _after_start(seconds)
+
+
+def _after_start(seconds: Mapping[str, float]) -> float:
+    return sum(value for phase, value in seconds.items() if phase not in ("start", "vllm"))  # vllm is part of answer
+
+
+def _cost(seconds: Mapping[str, float], num_pairs: int) -> str:
+    return (
+        f"the engine started in {seconds['start']:.1f} s; then {_after_start(seconds):.1f} s for {num_pairs} pairs, "
+        f"{outside_vllm_share(seconds):.0%} of it outside vLLM"
+    )
 
 
 def _default_out(source: str, options: argparse.Namespace) -> Path:
@@ -174,13 +197,22 @@ def _default_out(source: str, options: argparse.Namespace) -> Path:
     return Path("runs", "eval", "-".join(parts[-2:]) + data + split)
 
 
-def _write(out: Path, source: Source, found: Overview, seconds: dict[str, float]) -> None:
+def _write_page(out: Path, source: Source, found: Overview) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    title, facts = f"Evaluation of {source.name}", source.facts
-    contents = {"facts": facts, **found.to_json(), "seconds": {name: round(s, 3) for name, s in seconds.items()}}
-    write_durably(out / EVALUATION_FILE, json.dumps(contents, indent=2) + "\n")
+    title, facts = _title(source), source.facts
     write_durably(out / "evaluation.md", overview_markdown(title, facts, found) + "\n![](evaluation.png)\n")
     draw_overview(found, out / "evaluation.png", f"{title}: {found.num_pairs} pairs, {facts['answers']}")
+
+
+def _write_figures(out: Path, source: Source, found: Overview, seconds: Mapping[str, float]) -> None:
+    contents = {"facts": source.facts, **found.to_json(), "seconds": {name: round(s, 3) for name, s in seconds.items()}}
+    if "vllm" in seconds:
+        contents["outside_vllm_share"] = round(outside_vllm_share(seconds), 4)
+    write_durably(out / EVALUATION_FILE, json.dumps(contents, indent=2) + "\n")
+
+
+def _title(source: Source) -> str:
+    return f"Evaluation of {source.name}"
 
 
 if __name__ == "__main__":

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.browser import NAMES, Browser, find_chromium, open_browser
 from tests.tiny import CONFIG, ENVIRONMENT, TinyWorld, build_tiny_policy
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,3 +60,13 @@ def tiny_world(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Tin
 def random_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny policy with random weights."""
     return build_tiny_policy(tmp_path_factory.mktemp("random") / "policy")
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A headless Chromium; tests that need one are skipped where there is none."""
+    executable = find_chromium()
+    if executable is None:
+        pytest.skip(f"no browser: none of {', '.join(NAMES)} is on PATH; CHROMIUM=/path/to/it names one")
+    with open_browser(executable, tmp_path_factory.mktemp("chromium")) as found:
+        yield found

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from dig_rl.errors import DigRlError
-from launch.benchmarks import training
+from launch.benchmarks import evaluation, training
+from launch.benchmarks.evaluation import as_measurement
 from launch.benchmarks.measurement import Request
+from launch.evaluate import outside_vllm_share
 
 REQUEST = Request(Path("runs"), None)
 
@@ -72,6 +74,39 @@ def test_a_step_that_learned_nothing_is_not_timed(monkeypatch: pytest.MonkeyPatc
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         return ""
 
-    monkeypatch.setattr(training, "_run", run)
+    monkeypatch.setattr(training, "run_module", run)
     with pytest.raises(DigRlError, match="nothing to learn from"):
         training._step_s(tmp_path)
+
+
+def test_an_evaluations_share_outside_vllm_is_of_all_that_follows_the_engines_start() -> None:
+    seconds = {"start": 30.0, "answer": 20.0, "vllm": 15.0, "stop": 1.0, "judge": 7.0, "write": 2.0}
+    assert outside_vllm_share(seconds) == pytest.approx(0.5)  # 15 of 30
+    measured = as_measurement({"seconds": seconds, "outside_vllm_share": 0.5, "pairs": 200})
+    assert (measured.value, measured.ratio, measured.holds) == (0.5, 0.5, True)
+    assert "the whole of 30.0 s for 200 pairs" in measured.versus
+    assert not as_measurement({"seconds": seconds | {"answer": 50.0}, "outside_vllm_share": 0.5, "pairs": 200}).holds
+    assert not as_measurement({"seconds": seconds, "outside_vllm_share": 0.5, "pairs": 20}).holds
+
+
+def test_an_evaluation_is_timed_on_200_pairs_with_the_policy_of_a_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls: list[tuple[str, ...]] = []
+
+    def run(*command: str) -> str:
+        calls.append(command)
+        if command[0] == "launch.evaluate":
+            out = Path(command[command.index("--out") + 1])
+            out.mkdir(parents=True)
+            seconds = {"start": 9.0, "answer": 3.0, "vllm": 2.0, "stop": 0.5, "judge": 0.25, "write": 0.25}
+            contents = {"seconds": seconds, "outside_vllm_share": 0.5, "pairs": 200}
+            (out / "evaluation.json").write_text(json.dumps(contents))
+        return ""
+
+    monkeypatch.setattr(evaluation, "run_module", run)
+    assert evaluation.eval_outside_vllm_share(Request(tmp_path, "mine")).value == 0.5
+    assert [command[0] for command in calls] == ["launch.data", "launch.evaluate"]
+    words = calls[1]
+    assert words[words.index("--checkpoint") + 1] == str(tmp_path / "mine")
+    assert words[-2:] == ("--set", "evaluation.max_pairs=200")

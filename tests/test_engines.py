@@ -18,7 +18,7 @@ from dig_rl.algo.batch import TrainingGroup
 from dig_rl.config import Config
 from dig_rl.data import load_examples
 from dig_rl.rollout import group_seeds
-from dig_rl.types import Example, SampledGroup
+from dig_rl.types import Example, Question, SampledGroup
 from tests.tiny import ROOT, TinyWorld
 
 pytestmark = pytest.mark.slow
@@ -183,3 +183,12 @@ def test_vision_tokens_are_never_sampled(fleet: Fleet, examples: list[Example], 
     }
     assert len(banned) > 5
     assert not sampled & banned
+
+
+def test_questions_about_one_picture_are_answered_in_order(fleet: Fleet, examples: list[Example]) -> None:
+    questions = [Question("Locate it.", example.image_a_path, example.image_size_px) for example in examples]
+    replies = fleet.rollouts.ask(questions)
+    assert [reply.text for reply in fleet.rollouts.ask(questions[::-1])] == [reply.text for reply in replies[::-1]]
+    assert all(0 < reply.num_tokens <= 40 and reply.finish_reason in ("stop", "length") for reply in replies)
+    sizes = [group.model_image_size_px for group in sample(fleet, examples)]
+    assert [reply.model_image_size_px for reply in replies] == sizes

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from dig_rl.boxes import giou_matrix, iou_matrix, l1_matrix
 from dig_rl.errors import DataError
 from dig_rl.evaluation.answers import JudgedPair, StoredAnswer, TruePair, judge_pairs, read_answers, write_answers
-from dig_rl.evaluation.average_precision import AveragePrecision, _dataset, _rows
+from dig_rl.evaluation.average_precision import AveragePrecision
 from dig_rl.evaluation.bootstrap import percentile_intervals
 from dig_rl.evaluation.comparison import compare
 from dig_rl.evaluation.figures import estimate, measures
@@ -66,67 +68,136 @@ def values(pairs: list[JudgedPair]) -> dict[str, float]:
     return {n: v for m in measures(pairs, 0.5) for n, v in zip(m.names, m.values.tolist(), strict=True)}
 
 
+def coco_of(images: list[JudgedPair], kind: str) -> COCO:
+    """One side of the answers as the file that pycocotools reads, each pair's only answer an image."""
+    boxes = [
+        (index, box, pair.answers[0].mean_logprob)
+        for index, pair in enumerate(images)
+        for box in (pair.truth.example.target_boxes_px if kind == "true" else pair.answers[0].predicted_boxes_px)
+    ]
+    coco = COCO()
+    coco.dataset = {
+        "images": [{"id": index} for index in range(len(images))],
+        "categories": [{"id": 7}],
+        "annotations": [
+            {
+                "id": number,
+                "image_id": index,
+                "category_id": 7,
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "area": (x1 - x0) * (y1 - y0),
+                "iscrowd": 0,
+                "score": score,
+            }
+            for number, (index, (x0, y0, x1, y1), score) in enumerate(boxes, start=1)
+        ],
+    }
+    coco.createIndex()
+    return coco
+
+
+def coco_precision(images: list[JudgedPair]) -> list[float]:
+    """AP over IoU 0.5:0.95 and at 0.5, by pycocotools from end to end."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        reference = COCOeval(coco_of(images, "true"), coco_of(images, "predicted"), "bbox")
+        reference.params.iouThrs = reference.params.iouThrs - 1e-9
+        reference.evaluate()
+        reference.accumulate()
+    precision = reference.eval["precision"][:, :, 0, 0, -1]
+    return [precision.mean(), precision[0].mean()]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_average_precision_is_that_of_pycocotools_also_for_pairs_drawn_twice(seed: int) -> None:
     pairs, single = random_set(seed), random_set(seed, most=1)
     counts = np.random.default_rng(seed).integers(0, 3, len(pairs))
     # Copies of an answer with several boxes, all of one score, would be tied in another order.
     for chosen, weights in ((pairs, np.ones(len(pairs), dtype=int)), (single, counts)):
-        images = [image for pair, weight in zip(chosen, weights, strict=True) for _, image in [*_rows([pair])] * weight]
-        with contextlib.redirect_stdout(io.StringIO()):
-            reference = COCOeval(_dataset(images, "true"), _dataset(images, "predicted"), "bbox")
-            reference.params.iouThrs = reference.params.iouThrs - 1e-9
-            reference.evaluate()
-            reference.accumulate()
-        precision = reference.eval["precision"][:, :, 0, 0, -1]
+        images = [pair for pair, weight in zip(chosen, weights, strict=True) for _ in range(weight)]
         found = AveragePrecision(chosen).of_weights(weights[None])[:, 0]
-        assert found == pytest.approx([precision.mean(), precision[0].mean()], abs=1e-9)
+        assert found == pytest.approx(coco_precision(images), abs=1e-9)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_figures_are_those_of_plain_loops_over_every_permutation(seed: int) -> None:
-    pairs = random_set(seed, 12)
-    rows, found_all, predicted_all, true_all = [], 0, 0, 0
+def plain_figures(pairs: list[JudgedPair]) -> dict[str, float]:
+    """Every figure but AP, with every assignment tried, in loops."""
+    rows: list[dict[str, float]] = []
+    totals = {"found": 0, "predicted": 0, "true": 0}
     for pair in pairs:
         predicted, true = pair.answers[0].boxes_unit((SIDE, SIDE))
         boxes = np.zeros((0, 4)) if predicted is None else predicted
         n, m = len(boxes), len(true)
         cost, iou = 5 * l1_matrix(boxes, true) + 2 * (1 - giou_matrix(boxes, true)), iou_matrix(boxes, true)
-        wide, narrow = max(n, m), min(n, m)
         options = [
             list(zip(range(n), p, strict=True)) if n <= m else list(zip(p, range(m), strict=True))
-            for p in itertools.permutations(range(wide), narrow)
+            for p in itertools.permutations(range(max(n, m)), min(n, m))
         ]
         best = min(options, key=lambda option: sum(cost[i, j] for i, j in option))
-        hits = sum(iou[i, j] >= 0.5 - 1e-9 for i, j in best)
+        ious = [iou[i, j] for i, j in best]
         empty = float(predicted is not None and n == m == 0)
+
+        def shares(threshold: float, ious=ious, n=n, m=m, empty=empty) -> dict[str, float]:  # type: ignore[no-untyped-def]
+            hits = sum(value >= threshold - 1e-9 for value in ious)
+            return {
+                "f1": 2 * hits / (n + m) if n + m else empty,
+                "precision": hits / n if n else empty,
+                "recall": hits / m if m else empty,
+            }
+
+        averaged = [shares(0.5 + 0.05 * index) for index in range(10)]
         rows.append(
-            (2 * hits / (n + m) if n + m else empty, hits / n if n else empty, hits / m if m else empty, abs(n - m))
+            {
+                **shares(0.5),
+                **{f"{name}_50_95": sum(row[name] for row in averaged) / 10 for name in averaged[0]},
+                "mean_iou": sum(ious) / max(n, m) if n or m else empty,
+                "count_accuracy": float(predicted is not None and n == m),
+                "parse_rate": float(predicted is not None),
+                "count_error": abs(n - m),
+                "count_bias": n - m,
+            }
         )
-        found_all, predicted_all, true_all = found_all + hits, predicted_all + n, true_all + m
+        totals["found"] += sum(value >= 0.5 - 1e-9 for value in ious)
+        totals["predicted"] += n
+        totals["true"] += m
+    found, n, m = totals.values()
+    right = float(n == m == 0 and all(row["parse_rate"] for row in rows))
+    figures = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} | {
+        "micro_precision": found / n if n else right,
+        "micro_recall": found / m if m else right,
+        "micro_f1": 2 * found / (n + m) if n + m else right,
+    }
+    unchanged = [len(p.answers[0].predicted_boxes_px) > 0 for p in pairs if not p.truth.example.num_differences]
+    return figures | ({"false_positive_rate": sum(unchanged) / len(unchanged)} if unchanged else {})
+
+
+HALF: Boxes = [(0, 0, 10, 20)]  # half of the first box of GRID: an IoU of exactly 0.5
+
+EDGES = {
+    "empty predictions": judged([GRID[:1], GRID[:3], []], [[], [], []]),
+    "empty truth": judged([[], [], []], [GRID[:1], [], None]),
+    "nothing at all": judged([[], []], [[], []]),
+    "nothing readable": judged([GRID[:2], []], [None, None]),
+    "one pair": judged([GRID[:1]], [HALF]),
+    "an exact tie at the threshold": judged([GRID[:1], GRID[:2]], [HALF, [*HALF, *HALF]]),
+    "one score for all": judged([GRID[:1], GRID, GRID[:2]], [[GRID[1], GRID[0]], [*HALF, *GRID[1:]], []], [0.0] * 3),
+}
+
+
+@pytest.mark.parametrize("pairs", [*(random_set(seed, 12) for seed in range(5)), *EDGES.values()], ids=str)
+def test_every_figure_is_that_of_plain_loops_over_every_assignment(pairs: list[JudgedPair]) -> None:
     got = values(pairs)
-    assert [got[k] for k in ("f1", "precision", "recall", "count_error")] == pytest.approx(
-        np.mean(rows, axis=0).tolist()
-    )
-    assert got["micro_precision"] == pytest.approx(found_all / predicted_all)
-    assert got["micro_recall"] == pytest.approx(found_all / true_all)
-
-
-def test_scripted_policies_by_hand() -> None:
-    truths = [GRID[:1], GRID[:2], GRID[:4], []]
-    perfect = values(judged(truths, list(truths)))
-    assert perfect["f1"] == perfect["ap"] == perfect["micro_f1"] == perfect["mean_iou"] == 1.0
-    assert perfect["false_positive_rate"] == perfect["count_error"] == 0.0
-    blind = values(judged(truths, [[]] * 4))
-    assert (blind["f1"], blind["recall"], blind["ap"], blind["count_bias"]) == (0.25, 0.25, 0.0, -7 / 4)
-    one = values(judged(truths, [GRID[:1]] * 4))
-    assert one["f1"] == pytest.approx((1 + 2 / 3 + 2 / 5 + 0) / 4)
-    assert (one["micro_precision"], one["micro_recall"], one["false_positive_rate"]) == (3 / 4, 3 / 7, 1.0)
-    whole = values(judged(truths, [[(0, 0, SIDE, SIDE)]] * 4))
-    assert (whole["f1"], whole["mean_iou"]) == (0.0, pytest.approx(0.04 * (1 + 1 / 2 + 1 / 4) / 4))
-    flood = values(judged(truths, [GRID] * 4))
-    assert flood["f1"] == pytest.approx((2 / 5 + 4 / 6 + 1 + 0) / 4)
-    assert (flood["micro_precision"], flood["micro_recall"]) == (7 / 16, 1.0)
+    average_precision = {name: got.pop(name) for name in ("ap", "ap_50") if name in got}
+    assert got == pytest.approx(plain_figures(pairs))
+    if any(pair.truth.example.num_differences for pair in pairs):
+        scored = [
+            replace(
+                pair, answers=tuple(a.model_copy(update={"mean_logprob": a.mean_logprob or 0.0}) for a in pair.answers)
+            )
+            for pair in pairs
+        ]
+        expected = dict(zip(("ap", "ap_50"), coco_precision(scored), strict=True))
+        assert average_precision == pytest.approx(expected, abs=1e-9)
+    else:
+        assert average_precision == {}
 
 
 def test_intervals_cover_a_known_mean_about_as_often_as_they_say() -> None:

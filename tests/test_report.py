@@ -15,12 +15,13 @@ from PIL import Image
 from dig_rl.config import Config
 from dig_rl.errors import DigRlError
 from dig_rl.reporting import plots
-from dig_rl.reporting.pictures import MAX_PAIRS, MatchRule, judge_boxes, pictures_of_pairs
+from dig_rl.reporting.pictures import MAX_PAIRS, MatchRule, galleries_of_pairs, judge_boxes
 from dig_rl.reporting.report import before_after_table, write_report
 from dig_rl.run_folder import RunFolder
 from dig_rl.summary import Status, Summary
 from dig_rl.tracking import Tracker
 from launch.report import main
+from tests.browser import Browser
 
 RULE = MatchRule(match_iou=0.5, cost_l1=5.0, cost_giou=2.0)
 FIGURES = {"f1": 0.25, "mean_iou": 0.2, "precision": 0.3, "recall": 0.4, "count_accuracy": 0.5, "parse_rate": 1.0}
@@ -111,14 +112,54 @@ def test_a_finished_run_is_told_in_full_in_one_file_under_5_mb(tmp_path: Path) -
     assert len(text) < 5_000_000
     for part in ("1,234,567 parameters", "vllm 0.32.0", "deepspeed 0.19.8", "0.250", "+0.250", "0.45 × f1", "seed 0"):
         assert part in text
-    assert page.classes.count("div.card pair") == MAX_PAIRS
+    # Every pair went from 0 to 1, so four of them are best, four most improved, and none is worst.
+    assert page.classes.count("div.card pair") == MAX_PAIRS + 4 + 4
+    assert "Most improved pairs" in text and "Worst pairs" not in text
     assert 'class="notice"' not in text
+
+
+def test_pictures_of_noise_do_not_make_a_page_over_5_mb(tmp_path: Path) -> None:
+    """Noise is what pictures can cost at most; other pairs in each gallery, all as large as they get."""
+    run_dir = make_run(tmp_path, steps=200, pairs=20)
+    rng = np.random.default_rng(1)
+    for moment in ("before", "after"):
+        path = run_dir / "heldout" / f"predictions_{moment}.jsonl"
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        for number, record in enumerate(records):
+            for side in "ab":
+                picture = run_dir / "heldout" / f"{number}{side}.png"
+                if moment == "before":
+                    Image.fromarray(rng.integers(0, 255, (360, 480, 3), dtype=np.uint8)).save(picture)
+                record[f"image_{side}"] = str(picture)
+            record["f1"] = float(rng.random())
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert 1_000_000 < len(page_of(run_dir)) < 5_000_000
+
+
+@pytest.mark.long
+def test_the_page_opens_in_a_browser_from_disk_without_a_network(tmp_path: Path, browser: Browser) -> None:
+    path = write_report(make_run(tmp_path, steps=40, pairs=12))
+    for width in (1280, 420):
+        page = browser.page(width, 900, offline=True)
+        page.open(path.as_uri())
+        page.wait_for_text("Most improved pairs", "1,234,567 parameters")
+        page.wait_for("document.readyState === 'complete' && document.images.length === pictures().length")
+        assert page.requests() == [path.as_uri()] and page.errors() == []
+        # Every curve and pair takes up room, and nothing sticks out to the right.
+        drawn = "[...document.querySelectorAll('.card svg[role=img], .card img')]"
+        assert min(page.evaluate(f"{drawn}.map(one => one.getBoundingClientRect().width)")) > 100
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        shot = page.photograph(tmp_path / f"report-{width}.png", whole=True)
+        with Image.open(shot) as picture:
+            assert picture.size[0] == width and picture.size[1] > 2000
+            assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 500
 
 
 def test_predicted_boxes_change_from_spurious_to_matched(tmp_path: Path) -> None:
     classes = _Page(page_of(make_run(tmp_path, steps=2, pairs=1))).classes
     drawn = [name for name in classes if name.startswith("rect.") and name != "rect.halo"][4:]  # after the legend
-    assert drawn == ["rect.missed", "rect.spurious"] * 2 + ["rect.found", "rect.matched"] * 2
+    # The pair is in three galleries: taken evenly, best, most improved.
+    assert drawn == (["rect.missed", "rect.spurious"] * 2 + ["rect.found", "rect.matched"] * 2) * 3
 
 
 def test_a_run_without_steps_or_evaluation_says_so(tmp_path: Path) -> None:
@@ -150,7 +191,7 @@ def test_missing_images_are_named(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path, steps=0, pairs=2)
     (run_dir / "heldout" / "b.png").unlink()
     text = page_of(run_dir)
-    assert text.count("the images cannot be shown") == 2 and "b.png" in text
+    assert text.count("the images cannot be shown") == 3 * 2 and "b.png" in text  # in three galleries
 
 
 @pytest.mark.parametrize("contents", ["{", '{"pair_id": "x"}\n', "[]\n", '{"a": 1}\n'])
@@ -217,7 +258,8 @@ def test_boxes_are_judged_by_the_assignment_and_the_threshold() -> None:
 
 def test_pairs_are_spread_over_the_file_and_not_chosen_by_result(tmp_path: Path) -> None:
     write_predictions(tmp_path / "heldout", 22)
-    pictures, problems = pictures_of_pairs(tmp_path / "heldout", RULE)
+    galleries, problems = galleries_of_pairs(tmp_path / "heldout", RULE)
+    pictures = galleries[0].pictures
     assert [int(picture.pair_id[-3:]) for picture in pictures] == [0, 3, 6, 9, 12, 15, 18, 21]
     assert problems == []
 
@@ -225,9 +267,40 @@ def test_pairs_are_spread_over_the_file_and_not_chosen_by_result(tmp_path: Path)
 def test_large_images_are_shrunk_before_they_are_embedded(tmp_path: Path) -> None:
     write_predictions(tmp_path / "heldout", 1)
     Image.effect_noise((2000, 1500), 100).save(tmp_path / "heldout" / "a.png")
-    (picture,), _ = pictures_of_pairs(tmp_path / "heldout", RULE)
+    galleries, _ = galleries_of_pairs(tmp_path / "heldout", RULE)
+    (picture,) = galleries[0].pictures
     assert picture.size_px == (2000, 1500)
-    assert picture.image_a.startswith("data:image/jpeg") and len(picture.image_a) < 300_000
+    assert picture.image_a.startswith("data:image/jpeg") and len(picture.image_a) < 100_000
+
+
+def test_galleries_are_the_best_the_worst_and_the_most_improved(tmp_path: Path) -> None:
+    write_predictions(tmp_path / "heldout", 6)
+    scores = {"before": [0.5, 0.0, 1.0, 0.5, None, 0.0], "after": [0.75, 1.0, 1.0, 0.25, 0.5, 0.0]}
+    for moment, f1s in scores.items():
+        path = tmp_path / "heldout" / f"predictions_{moment}.jsonl"
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(r | {"f1": f1}) + "\n" for r, f1 in zip(records, f1s, strict=True)))
+    galleries, problems = galleries_of_pairs(tmp_path / "heldout", RULE)
+    chosen = {gallery.title: [int(p.pair_id[-3:]) for p in gallery.pictures] for gallery in galleries[1:]}
+    assert chosen == {"Best pairs": [1, 2, 0, 4], "Worst pairs": [5, 3, 4, 0], "Most improved pairs": [1, 4, 0]}
+    assert problems == []
+
+
+def test_intervals_and_the_paired_difference_stand_in_the_table(tmp_path: Path) -> None:
+    text = page_of(make_run(tmp_path, steps=2, pairs=12))
+    # All twelve pairs went from 0 to 1: no resample of them says anything else.
+    for part in ("<small>0.000 to 0.000</small>", "<small>1.000 to 1.000</small>", "<small>+1.000 to +1.000</small>"):
+        assert part in text
+    assert "<small>better</small>" in text and "95% bootstrap" in text
+
+
+def test_validation_has_curves(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path, steps=4)
+    assert "F1 by number of changes" not in page_of(run_dir)
+    with Tracker(run_dir, restored_step=4) as tracker:
+        tracker.log(4, {"validation/f1": 0.5, "validation_by_count/f1_1": 0.75, "validation_by_count/f1_2": 0.25})
+    text = page_of(run_dir)
+    assert "Greedy answers" in text and "F1 by number of changes" in text
 
 
 def steps(count: int) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from dig_rl.config import Config, load_config
 from dig_rl.curriculum import Curriculum, load_stages
 from dig_rl.metrics import read_metrics
 from dig_rl.progress import TrainProgress
+from dig_rl.recording import read_recording
 from dig_rl.run_folder import RunFolder
 from dig_rl.tracking import Tracker
 from dig_rl.train import Inputs, Training
@@ -33,7 +34,7 @@ class Engines:
         self.synced: list[int] = []
         self.rollouts = SimpleNamespace(collect=self._collect, reset_caches=lambda: None)
         self.learner = SimpleNamespace(facts=lambda: ("none", {"device": "cpu"}), step=self._step)
-        self.policy = SimpleNamespace(engine="none")
+        self.policy = SimpleNamespace(engine="none", frame="norm1000", prompt="Find it.")
         self.cluster = SimpleNamespace(ray_version="none")
 
     def _collect(self, examples: Sequence[Example], *, step: int, stage: str) -> tuple[list[RolloutGroup], dict]:
@@ -128,3 +129,17 @@ def test_a_full_step_needs_no_refill(tmp_path: Path, max_refills: int) -> None:
     assert [len(round_) for round_ in engines.asked] == [3, 3, 3]
     assert engines.synced == [1, 2, 3]
     assert {line["rollout/missing_groups"] for line in lines} == {0.0}
+
+
+def test_the_rollouts_of_the_newest_steps_are_on_record(tmp_path: Path) -> None:
+    run_steps(tmp_path / "without", Engines(set()), "rollout.record_last=0")
+    assert not (tmp_path / "without/run/rollouts").exists()
+    engines = Engines({"d1-1"})
+    run_steps(tmp_path, engines, "rollout.record_last=2", "rollout.max_refills=1")
+    folder = tmp_path / "run/rollouts"
+    assert sorted(path.name for path in folder.iterdir()) == ["step-2.jsonl.gz", "step-3.jsonl.gz"]
+    recording = read_recording(folder, 3)
+    assert (recording.step, recording.stage, recording.prompt) == (3, "mixed", "Find it.")
+    # Refilled pairs are in it, and groups without signal.
+    asked = [pair_id for round_ in engines.asked[-2:] for pair_id in round_]
+    assert [group.sampled.example.pair_id for group in recording.groups] == asked

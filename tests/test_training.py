@@ -107,6 +107,9 @@ def test_trained_policy_opens_in_vllm_with_the_figures_of_the_run(
     expected = json.loads((finished / "summary.json").read_text())["heldout"]["after"]
     assert evaluation["pairs"] == expected.pop("pairs")
     assert {name: evaluation["figures"][name]["value"] for name in expected} == pytest.approx(expected, abs=1e-12)
+    seconds = evaluation["seconds"]
+    assert 0 < seconds["vllm"] < seconds["answer"] and 0 < evaluation["outside_vllm_share"] < 1
+    assert "% of it outside vLLM" in done.stdout
 
     # The stored answers give the same figures without an engine.
     again = [*command[:2], "launch.evaluate", "--predictions", str(tmp_path / "eval" / "predictions.jsonl")]
@@ -114,6 +117,27 @@ def test_trained_policy_opens_in_vllm_with_the_figures_of_the_run(
     assert done.returncode == 0, done.stderr
     recomputed = json.loads((tmp_path / "again" / "evaluation.json").read_text())
     assert recomputed["figures"] == evaluation["figures"] and recomputed["slices"] == evaluation["slices"]
+
+
+def test_recorded_rollouts_are_replayed_with_the_loss_of_the_run(finished: Path) -> None:
+    assert sorted(path.name for path in (finished / "rollouts").iterdir()) == ["step-2.jsonl.gz", "step-3.jsonl.gz"]
+    command = [sys.executable, "-m", "launch.replay", "--runs-dir", str(finished.parent), "--run", finished.name]
+
+    def replay(*options: str) -> str:
+        done = subprocess.run(
+            [*command, *options], cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "0 completions are paid otherwise than they were" in replay("--step", "2", "--no-loss")
+    said = replay("--step", "3")
+    assert "0 completions are paid otherwise than they were" in said
+    assert "checkpoints/step-2/policy, which sampled them\n" in said
+    found = json.loads((finished / "replay/step-3.json").read_text())["figures"]
+    (recorded,) = [line for line in read_metrics(finished) if line["step"] == 3 and line["stage"]]
+    for name in ("learner/loss", "learner/kl", "learner/grad_norm", "learner/entropy"):
+        assert found[name] == pytest.approx(recorded[name], rel=1e-3, abs=1e-6), name
 
 
 def test_same_seed_and_config_give_the_same_run_exactly(finished: Path, tiny_world: TinyWorld, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from dig_rl.masking import mask_failures, max_failed
 from dig_rl.parsing import CoordinateFrame
 from dig_rl.rollout import group_seeds
 from dig_rl.scoring_pool import hash_plugins
-from dig_rl.types import Example, RolloutGroup, SampledGroup
+from dig_rl.types import Example, Question, Reply, RolloutGroup, SampledGroup
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,14 @@ class Rollouts:
         return self._deal(
             self._workers, "answer", list(examples), seeds, num_samples=num_samples, temperature=temperature
         )
+
+    def ask(self, questions: Sequence[Question]) -> list[Reply]:
+        """The most likely answers to free questions, in order."""
+        return self._deal(self._workers, "ask", list(questions))
+
+    def engine_seconds(self) -> float:
+        """Seconds inside vLLM so far, of the worker that was there longest: workers answer side by side."""
+        return max(self._cluster.gather([worker.call("engine_seconds") for worker in self._workers]))
 
     def _deal(self, actors: Sequence[Actor], method: str, *columns: Sequence[Any], **same: Any) -> list[Any]:
         """Deal rows round to the actors, call each once with its columns, and return the results in the rows' order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,8 +14,9 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from dig_rl.config import Config, RolloutConfig
 from dig_rl.errors import PolicyError
 from dig_rl.parsing import CoordinateFrame
-from dig_rl.policy.load import BAN_BIAS, check_token_budget, load_frontend, load_images
-from dig_rl.types import Completion, Example, FinishReason, SampledGroup
+from dig_rl.policy.load import BAN_BIAS, check_token_budget, load_frontend, load_image, load_images
+from dig_rl.types import Completion, Example, FinishReason, Question, Reply, SampledGroup
+from dig_rl.vllm_options import engine_options
 
 
 class RolloutWorker:
@@ -30,7 +32,8 @@ class RolloutWorker:
         self._sampling = config.rollout
         self._frontend = load_frontend(config.policy, config.data.box_target)
         self._policy_version = 0
-        self._engine = vllm.LLM(**_engine_options(config, self._frontend.resize_area_px))
+        self._engine_s = 0.0
+        self._engine = vllm.LLM(**engine_options(config, self._frontend.resize_area_px))
 
     def facts(self) -> tuple[str, CoordinateFrame, str]:
         """Engine with version, coordinate convention, and prompt."""
@@ -70,6 +73,36 @@ class RolloutWorker:
         ]
         return self._generate(examples, params)
 
+    def ask(self, questions: Sequence[Question]) -> list[Reply]:
+        """Answer free questions, one picture each, with the most likely tokens.
+
+        Raises:
+            ConfigError: a question and its longest answer do not fit the context.
+        """
+        prompts = [
+            {
+                "prompt": self._frontend.question_prompt(question, self._config),
+                "multi_modal_data": {"image": [load_image(question.image_path, "question")]},
+            }
+            for question in questions
+        ]
+        params = SamplingParams(temperature=0.0, **self._common_params(self._config.rollout.max_completion_tokens))
+        outputs = self._run_engine(prompts, params)
+        completions = [_completion(output.outputs[0], 0) for output in outputs]
+        return [
+            Reply(
+                completion.text,
+                self._frontend.model_image_size_px(question.image_size_px),
+                len(completion.token_ids),
+                completion.finish_reason,
+            )
+            for question, completion in zip(questions, completions, strict=True)
+        ]
+
+    def engine_seconds(self) -> float:
+        """Seconds inside vLLM so far: its own preprocessing and sampling, not opening images or handing answers on."""
+        return self._engine_s
+
     def check_token_budget(self, examples: Sequence[Example]) -> None:
         """Make sure that every prompt and the longest answer fit the context.
 
@@ -107,12 +140,18 @@ class RolloutWorker:
             "skip_special_tokens": True,
         }
 
+    def _run_engine(self, prompts: list[dict[str, Any]], params: SamplingParams | list[SamplingParams]) -> list[Any]:
+        started = time.perf_counter()
+        outputs = self._engine.generate(prompts, params, use_tqdm=False)
+        self._engine_s += time.perf_counter() - started
+        return outputs
+
     def _generate(self, examples: Sequence[Example], params: list[SamplingParams]) -> list[SampledGroup]:
         prompts = [
             {"prompt": self._frontend.prompt, "multi_modal_data": {"image": list(load_images(example))}}
             for example in examples
         ]
-        outputs = self._engine.generate(prompts, params, use_tqdm=False)
+        outputs = self._run_engine(prompts, params)
         return [
             SampledGroup(
                 example=example,
@@ -147,29 +186,3 @@ def _completion(sample: Any, seed: int) -> Completion:
         finish_reason=reasons.get(sample.finish_reason, "abort"),
         seed=seed,
     )
-
-
-def _engine_options(config: Config, resize_area_px: dict[str, int]) -> dict[str, Any]:
-    rollout = config.rollout
-    options: dict[str, Any] = {
-        "model": config.policy.path,
-        "dtype": config.policy.dtype,
-        "seed": config.seed,
-        "max_model_len": rollout.max_model_len,
-        "limit_mm_per_prompt": {"image": 2, "video": 0},
-        "mm_processor_kwargs": {"size": resize_area_px},
-        "enable_prefix_caching": True,
-        "logprobs_mode": "processed_logprobs",
-        "generation_config": "vllm",  # sampling comes from our config alone, not from the policy folder
-        "trust_remote_code": False,
-    }
-    if rollout.num_gpus == 0:
-        options |= {
-            # Seeded sampling fails on partly prefilled requests on the CPU, so every prompt is prefilled whole.
-            "enable_chunked_prefill": False,
-            "max_num_batched_tokens": max(rollout.max_model_len, 8192),
-            "block_size": 32,  # the default of 128 exceeds short prompts, which then never hit the prefix cache
-            "enforce_eager": True,
-            "kv_cache_memory_bytes": rollout.kv_cache_gib << 30,
-        }
-    return options | rollout.vllm

@@ -34,7 +34,9 @@ class Difference(NamedTuple):
     """About B."""
 
 
-def compare(pairs_a: Sequence[JudgedPair], pairs_b: Sequence[JudgedPair], match_iou: float) -> list[Difference]:
+def compare(
+    pairs_a: Sequence[JudgedPair], pairs_b: Sequence[JudgedPair], match_iou: float, *, with_ap: bool = True
+) -> list[Difference]:
     """Compare the answers of two policies to the same pairs, in the same order.
 
     Both are resampled with the same draws, so what makes a pair hard for both cancels out.
@@ -43,6 +45,7 @@ def compare(pairs_a: Sequence[JudgedPair], pairs_b: Sequence[JudgedPair], match_
         pairs_a: the pairs with the answers of A, at least one.
         pairs_b: the pairs with the answers of B.
         match_iou: IoU from which an assigned box counts as found, in (0, 1].
+        with_ap: compare average precision too, which takes most of the time.
 
     Raises:
         ValueError: the pairs are not the same.
@@ -51,9 +54,10 @@ def compare(pairs_a: Sequence[JudgedPair], pairs_b: Sequence[JudgedPair], match_
     if ids_a != ids_b:
         raise ValueError("a comparison needs the same pairs in the same order on both sides")
     differing = np.array([answers_differ(a.answers, b.answers) for a, b in zip(pairs_a, pairs_b, strict=True)])
+    measured = (measures(pairs, match_iou, with_ap=with_ap) for pairs in (pairs_a, pairs_b))
     return [
         difference
-        for measure_a, measure_b in zip(measures(pairs_a, match_iou), measures(pairs_b, match_iou), strict=True)
+        for measure_a, measure_b in zip(*measured, strict=True)
         for difference in _differences(measure_a, measure_b, differing)
     ]
 

@@ -113,29 +113,32 @@ class PairColumns:
         return np.any([self._columns[name] != other._columns[name] for name in names], axis=0)
 
 
-def measures(pairs: Sequence[JudgedPair], match_iou: float) -> list[Measure]:
+def measures(pairs: Sequence[JudgedPair], match_iou: float, *, with_ap: bool = True) -> list[Measure]:
     """Everything there is to say about a set of pairs.
 
     Args:
         pairs: at least one.
         match_iou: IoU from which an assigned box counts as found, in (0, 1].
+        with_ap: average precision too, which takes most of the time.
     """
-    average_precision = AveragePrecision(pairs)
+    average_precision = AveragePrecision(pairs) if with_ap else None
+    if average_precision is not None and not average_precision.is_defined:
+        average_precision = None
     names = tuple(figure.name for figure in FIGURES)
-    if average_precision.is_defined:
+    if average_precision is not None:
         names += tuple(figure.name for figure in AP_FIGURES)
     columns = PairColumns(pairs, match_iou)
-    found = [Measure(names, len(pairs), columns, average_precision if average_precision.is_defined else None)]
+    found = [Measure(names, len(pairs), columns, average_precision)]
     unchanged = [pair for pair in pairs if not pair.truth.example.num_differences]
     if unchanged:
         found.append(Measure((FALSE_POSITIVES.name,), len(unchanged), PairColumns(unchanged, match_iou), None))
     return found
 
 
-def estimate(pairs: Sequence[JudgedPair], match_iou: float) -> dict[str, Estimate]:
+def estimate(pairs: Sequence[JudgedPair], match_iou: float, *, with_ap: bool = True) -> dict[str, Estimate]:
     """Every figure of a set of pairs with its interval; arguments as in `measures`."""
     estimates: dict[str, Estimate] = {}
-    for measure in measures(pairs, match_iou):
+    for measure in measures(pairs, match_iou, with_ap=with_ap):
         intervals = percentile_intervals(measure.of_weights, measure.num_pairs)
         estimates |= as_estimates(measure.names, measure.values, intervals)
     return estimates

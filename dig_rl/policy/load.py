@@ -32,7 +32,7 @@ from dig_rl.errors import ConfigError, DataError, PolicyError
 from dig_rl.looks import apply_look
 from dig_rl.parsing import CoordinateFrame, frame_of
 from dig_rl.prompts import chat_messages
-from dig_rl.types import BoxTarget, Example, Look
+from dig_rl.types import BoxTarget, Example, Look, Question
 
 IMAGE_MARKER = "<|image_pad|>"
 """Stands for one image in a chat-formatted prompt."""
@@ -86,6 +86,28 @@ class PolicyFrontend:
         per_image = (width // self.image_factor_px) * (height // self.image_factor_px)
         num_text = len(self.processor.tokenizer(self.prompt, add_special_tokens=False).input_ids)
         return num_text - 2 + 2 * per_image
+
+    def question_prompt(self, question: Question, config: Config) -> str:
+        """Chat-formatted prompt of a question about one picture.
+
+        Raises:
+            ConfigError: the prompt and the longest answer do not fit the context.
+            PolicyError: the text holds image markers of its own.
+        """
+        messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question.text}]}]
+        prompt = str(self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        if prompt.count(IMAGE_MARKER) != 1:
+            raise PolicyError(f"expected one {IMAGE_MARKER} in the prompt of a question, found {prompt!r:.300}")
+        width, height = self.model_image_size_px(question.image_size_px)
+        num_image = (width // self.image_factor_px) * (height // self.image_factor_px)
+        num_tokens = len(self.processor.tokenizer(prompt, add_special_tokens=False).input_ids) - 1 + num_image
+        room = config.rollout.max_model_len - config.rollout.max_completion_tokens
+        if num_tokens > room:
+            raise ConfigError(
+                f"the question about {question.image_path} takes {num_tokens} tokens, but rollout.max_model_len - "
+                f"rollout.max_completion_tokens leaves {room}; raise max_model_len or lower policy.max_pixels"
+            )
+        return prompt
 
     def encode(self, example: Example) -> dict[str, torch.Tensor]:
         """Prompt ids and pixels of one pair.
@@ -173,16 +195,19 @@ def uses_flex_attention(model: PreTrainedModel) -> bool:
 
 def load_images(example: Example) -> tuple[Image.Image, Image.Image]:
     """Both images of a pair as its look shows them, in order, RGB."""
-    images: list[Image.Image] = []
-    for path in (example.image_a_path, example.image_b_path):
-        try:
-            with Image.open(path) as image:
-                images.append(image.convert("RGB"))
-        except OSError as error:
-            raise DataError(f"pair {example.pair_id}: cannot read image {path}: {error}") from None
+    images = [load_image(path, f"pair {example.pair_id}") for path in (example.image_a_path, example.image_b_path)]
     if example.look != Look():
         images = [Image.fromarray(image) for image in apply_look(np.stack([*map(np.asarray, images)]), example.look)]
     return images[0], images[1]
+
+
+def load_image(path: str, where: str) -> Image.Image:
+    """One image, RGB; `where` begins the message if it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except OSError as error:
+        raise DataError(f"{where}: cannot read image {path}: {error}") from None
 
 
 def check_token_budget(frontend: PolicyFrontend, examples: Sequence[Example], config: Config) -> None:

@@ -18,7 +18,10 @@ from dig_rl import boxes
 MAX_PAIRS = 8
 _MAX_SIDE_PX = 480
 """Larger images are shrunk before they are embedded."""
+_MAX_BYTES = 90_000
+"""Of an embedded image; one that needs more (noise does) is shrunk further, so that a page stays small."""
 _MAX_TEXT = 400
+_GALLERY_PAIRS = 4
 
 Verdict = Literal["found", "missed", "matched", "spurious"]
 """A true box is found or missed, a predicted one matched or spurious."""
@@ -89,28 +92,72 @@ class _Prediction(NamedTuple):
     target_boxes_px: np.ndarray
 
 
-def pictures_of_pairs(heldout: Path, rule: MatchRule) -> tuple[list[PictureOfPair], list[str]]:
-    """Read up to `MAX_PAIRS` pairs, evenly spread over the file: never chosen by how well they were answered.
+@dataclass(frozen=True)
+class Gallery:
+    """Pairs that were chosen by one rule."""
+
+    title: str
+    note: str
+    """How they were chosen."""
+    pictures: tuple[PictureOfPair, ...]
+
+
+def galleries_of_pairs(heldout: Path, rule: MatchRule) -> tuple[list[Gallery], list[str]]:
+    """Pairs spread over the file whatever the result, then the best, the worst and the most improved ones.
 
     Args:
         heldout: folder with `predictions_before.jsonl` and `predictions_after.jsonl`, either may be missing.
         rule: the one that the figures of the pairs were computed with.
 
     Returns:
-        The pairs, and one sentence for each file that is missing or damaged.
+        Galleries that have a pair, and one sentence for each file that is missing or damaged.
     """
     problems: list[str] = []
     by_moment: dict[str, dict[str, _Prediction]] = {}
     for moment in ("before", "after"):
         by_moment[moment], problem = _read_predictions(heldout / f"predictions_{moment}.jsonl")
         problems += [problem] if problem else []
-    pair_ids = list(by_moment["after"] or by_moment["before"])
-    spread = np.unique(np.linspace(0, len(pair_ids) - 1, min(MAX_PAIRS, len(pair_ids))).round().astype(int))
-    pictures = []
-    for pair_id in [pair_ids[index] for index in spread]:
-        records = {moment: found[pair_id] for moment, found in by_moment.items() if pair_id in found}
-        pictures.append(_picture(pair_id, records, rule))
-    return pictures, problems
+    galleries = []
+    for title, note, pair_ids in _choose(by_moment["before"], by_moment["after"]):
+        pictures = []
+        for pair_id in pair_ids:
+            records = {moment: found[pair_id] for moment, found in by_moment.items() if pair_id in found}
+            pictures.append(_picture(pair_id, records, rule))
+        if pictures:
+            galleries.append(Gallery(title, note, tuple(pictures)))
+    return galleries, problems
+
+
+def _choose(before: dict[str, _Prediction], after: dict[str, _Prediction]) -> list[tuple[str, str, list[str]]]:
+    """(title, note, pair ids) of each gallery; equal pairs in the order of the file, those with more changes first."""
+    known = list(after or before)
+    spread = [known[index] for index in spread_over(len(known), MAX_PAIRS)]
+    f1 = {pair_id: prediction.f1 for pair_id, prediction in after.items() if prediction.f1 is not None}
+    gain = {pair_id: value - (before[pair_id].f1 or 0.0) for pair_id, value in f1.items() if pair_id in before}
+
+    def first(scores: dict[str, float]) -> list[str]:
+        ordered = sorted(scores, key=lambda pair_id: (-scores[pair_id], -len(after[pair_id].target_boxes_px)))
+        return ordered[:_GALLERY_PAIRS]
+
+    return [
+        ("The same pairs, before and after", "Taken evenly from the held-out set, not by result.", spread),
+        ("Best pairs", "Highest F1 after training.", first({key: value for key, value in f1.items() if value > 0})),
+        (
+            "Worst pairs",
+            "Lowest F1 after training.",
+            first({key: -value for key, value in f1.items() if value < 1}),
+        ),
+        (
+            "Most improved pairs",
+            "F1 rose most from before to after.",
+            first({key: value for key, value in gain.items() if value > 0}),
+        ),
+    ]
+
+
+def spread_over(count: int, most: int) -> list[int]:
+    """Up to `most` indices below `count`, evenly spread, first and last included."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int)).tolist()
 
 
 def judge_boxes(
@@ -171,7 +218,7 @@ def _picture(pair_id: str, predictions: dict[str, _Prediction], rule: MatchRule)
 
 
 def embed_image(path: Path) -> tuple[tuple[int, int], str]:
-    """(width, height) of the stored image, and the image as a data URI: PNG if small, else a shrunk JPEG.
+    """(width, height) of the stored image, and the image as a data URI: PNG if small, else a JPEG, shrunk to fit.
 
     Raises:
         OSError, ValueError, Image.DecompressionBombError: the image cannot be read.
@@ -179,10 +226,17 @@ def embed_image(path: Path) -> tuple[tuple[int, int], str]:
     with Image.open(path) as opened:
         image = opened.convert("RGB")
     size_px = image.size
-    small = max(size_px) <= _MAX_SIDE_PX // 2
-    if not small:
-        image.thumbnail((_MAX_SIDE_PX, _MAX_SIDE_PX))
+    if max(size_px) <= _MAX_SIDE_PX // 2 and len(encoded := _encode(image, "PNG")) <= _MAX_BYTES:
+        return size_px, f"data:image/png;base64,{encoded}"
+    for side, quality in ((_MAX_SIDE_PX, 85), (_MAX_SIDE_PX * 2 // 3, 70), (_MAX_SIDE_PX // 3, 50)):
+        image.thumbnail((side, side))
+        encoded = _encode(image, "JPEG", quality=quality)
+        if len(encoded) <= _MAX_BYTES:
+            break
+    return size_px, f"data:image/jpeg;base64,{encoded}"
+
+
+def _encode(image: Image.Image, kind: str, **options: Any) -> str:
     buffer = io.BytesIO()
-    image.save(buffer, "PNG" if small else "JPEG", quality=85)
-    kind = "png" if small else "jpeg"
-    return size_px, f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    image.save(buffer, kind, **options)
+    return base64.b64encode(buffer.getvalue()).decode()

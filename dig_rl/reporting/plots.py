@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -28,6 +28,7 @@ STYLE: dict[str, Any] = {
     "xtick.color": INK,
     "ytick.color": INK,
 }
+_DASHES = ("-", "--", ":", "-.")
 _STAGE_TINTS = ("#eef3f8", "#fbf4e9")
 WIDE_IN = (10.6, 3.0)
 """(width, height) of a plot over the whole page."""
@@ -40,7 +41,7 @@ Lines = Sequence[dict[str, Any]]
 
 
 def curves(lines: Lines, names: Sequence[str], *, unit: str, size_in: tuple[float, float] = _NARROW_IN) -> str | None:
-    """Draw metrics over training steps, with the stages shaded.
+    """Draw metrics of training steps or evaluations over the steps, with the stages shaded.
 
     Args:
         lines: entries of `metrics.jsonl`.
@@ -49,12 +50,12 @@ def curves(lines: Lines, names: Sequence[str], *, unit: str, size_in: tuple[floa
         size_in: (width, height) in inches.
 
     Returns:
-        SVG text; None if none of the metrics has a finite value.
+        SVG text; None if none of the metrics has a finite value, or no step was trained.
     """
     trained = _training_steps(lines)
-    series = {name: _points(trained, name) for name in names}
+    series = {name: _points(lines, name) for name in names}
     series = {name: points for name, points in series.items() if len(points[0])}
-    if not series:
+    if not series or not trained:
         return None
     with matplotlib.rc_context(STYLE):
         figure, axes = _new_figure(trained, size_in, unit)
@@ -63,8 +64,42 @@ def curves(lines: Lines, names: Sequence[str], *, unit: str, size_in: tuple[floa
             color = INK if several and index == 0 else PALETTE[(index - several) % len(PALETTE)]
             starts = [first for _, first, _ in _stage_spans(trained)]
             _draw_curve(axes, steps, values, starts, label=name, color=color, width=2.2 if index == 0 else 1.4)
+        axes.set_xlim(left=min(trained[0]["step"], *(steps[0] for steps, _ in series.values())) - 0.5)
         if several:
             axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        return to_svg(figure)
+
+
+def overlay(
+    runs: Mapping[str, Lines], name: str, *, unit: str, size_in: tuple[float, float] = _NARROW_IN
+) -> str | None:
+    """Draw one metric of several runs, told apart by colour and by dashes; stages are shaded where all agree on them.
+
+    Args:
+        runs: entries of `metrics.jsonl` by the name of the run; a run has the same colour in every plot.
+        name: the metric.
+        unit: label of the vertical axis.
+        size_in: (width, height) in inches.
+
+    Returns:
+        SVG text; None if no run has a finite value of the metric.
+    """
+    series = {run: _points(lines, name) for run, lines in runs.items()}
+    if not any(len(steps) for steps, _ in series.values()):
+        return None
+    trained = max((_training_steps(lines) for lines in runs.values()), key=len)
+    spans = {tuple(_stage_spans(_training_steps(lines))) for lines in runs.values()}
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _new_figure(trained if len(spans) == 1 else [], size_in, unit)
+        for index, (run, (steps, values)) in enumerate(series.items()):
+            if not len(steps):
+                continue
+            color, dashes = PALETTE[index % len(PALETTE)], _DASHES[index % len(_DASHES)]
+            starts = [first for _, first, _ in _stage_spans(_training_steps(runs[run]))]
+            _draw_curve(axes, steps, values, starts, label=run, color=color, width=1.6, dashes=dashes)
+        known = np.concatenate([steps for steps, _ in series.values()])
+        axes.set_xlim(known.min() - 0.5, known.max() + 0.5)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
         return to_svg(figure)
 
 
@@ -103,7 +138,8 @@ def _new_figure(trained: Lines, size_in: tuple[float, float], unit: str) -> tupl
     axes.set_axisbelow(True)
     axes.grid(axis="y", color="#dfe5ea", linewidth=0.6)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_xlim(trained[0]["step"] - 0.5, trained[-1]["step"] + 0.5)
+    if trained:
+        axes.set_xlim(trained[0]["step"] - 0.5, trained[-1]["step"] + 0.5)
     for index, (name, first, last) in enumerate(_stage_spans(trained)):
         axes.axvspan(first - 0.5, last + 0.5, color=_STAGE_TINTS[index % 2], linewidth=0, zorder=0)
         middle = (first + last) / 2
@@ -120,17 +156,26 @@ def _stage_spans(trained: Lines) -> Iterator[tuple[str, int, int]]:
             start = index
 
 
-def _points(trained: Lines, name: str) -> tuple[np.ndarray, np.ndarray]:
-    known = [(line["step"], line[name]) for line in trained if line.get(name) is not None]
+def _points(lines: Lines, name: str) -> tuple[np.ndarray, np.ndarray]:
+    known = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
     steps, values = np.array(known, dtype=float).reshape(-1, 2).T
     return steps, values
 
 
 def _draw_curve(
-    axes: Axes, steps: np.ndarray, values: np.ndarray, stage_starts: list[int], *, label: str, color: str, width: float
+    axes: Axes,
+    steps: np.ndarray,
+    values: np.ndarray,
+    stage_starts: list[int],
+    *,
+    label: str,
+    color: str,
+    width: float,
+    dashes: str = "-",
 ) -> None:
+    style = {"color": color, "linewidth": width, "linestyle": dashes}
     if len(values) < _SMOOTH_FROM:
-        axes.plot(steps, values, color=color, linewidth=width, marker="o", markersize=2.5, label=label)
+        axes.plot(steps, values, **style, marker="o", markersize=2.5, label=label)
         return
     axes.plot(*_thinned(steps, values), color=color, linewidth=0.7, alpha=0.3)
     # A jump where a stage begins must not be smoothed into a slope.
@@ -141,7 +186,7 @@ def _draw_curve(
         if not len(some_values):
             continue
         means = _running_mean(some_values, reach)
-        axes.plot(*_thinned(some_steps, means), color=color, linewidth=width, label=label if index == 0 else None)
+        axes.plot(*_thinned(some_steps, means), **style, label=label if index == 0 else None)
 
 
 def _running_mean(values: np.ndarray, reach: int) -> np.ndarray:

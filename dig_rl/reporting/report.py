@@ -11,23 +11,16 @@ import jinja2
 from dig_rl.alarms import find_alarms
 from dig_rl.config import AlarmsConfig, Config
 from dig_rl.durable import read_json_object, write_durably
-from dig_rl.errors import DigRlError
+from dig_rl.errors import DataError, DigRlError
+from dig_rl.evaluation.bootstrap import CONFIDENCE_LEVEL
 from dig_rl.metrics import read_metrics
 from dig_rl.reporting import plots
-from dig_rl.reporting.pictures import MatchRule, pictures_of_pairs
+from dig_rl.reporting.heldout import HELDOUT_LABELS, intervals, paired_differences, read_judged_pairs
+from dig_rl.reporting.pictures import MatchRule, galleries_of_pairs
 from dig_rl.run_folder import CONFIG_FILE, ENVIRONMENT_FILE
 from dig_rl.summary import PHASES, read_summary, summarise_stages
 
 REPORT_FILE = "report.html"
-
-_HELDOUT_LABELS = {
-    "f1": "F1",
-    "mean_iou": "mean IoU",
-    "precision": "precision",
-    "recall": "recall",
-    "count_accuracy": "right number of boxes",
-    "parse_rate": "readable answers",
-}
 
 _STATUS_NOTICES = {
     "failed": "The run ended with an error: below is what it had recorded by then.",
@@ -43,6 +36,8 @@ _CURVES = (
     ("Entropy", ("learner/entropy",), "nats"),
     ("Left out", ("groups/dropped_frac", "rollout/truncated_frac", "reward/failed_frac"), "fraction"),
 )
+
+_EVALUATED = ("validation/f1", "validation/mean_iou", "heldout/f1", "heldout/mean_iou")
 
 _NOT_REWARDS = ("reward/total", "reward/group_std", "reward/failed_frac")
 """Names that are not drawn among the parts of the reward."""
@@ -65,16 +60,25 @@ def write_report(run_dir: Path) -> Path:
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
         raise DigRlError(f"no run folder at {run_dir}; RUN= must name a folder that `make train` or `make demo` wrote")
+    return write_page(run_dir / REPORT_FILE, "report.html.jinja", _contents(run_dir))
+
+
+def write_page(path: Path, template: str, contents: dict[str, Any]) -> Path:
+    """Fill a template of this folder and write the page; returns its path.
+
+    Raises:
+        DigRlError: it cannot be written.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.filters |= {"number": _number, "signed": _signed, "duration": _duration}
-    page = environment.get_template("report.html.jinja").render(_contents(run_dir))
+    page = environment.get_template(template).render(contents)
     try:
-        write_durably(run_dir / REPORT_FILE, page)
+        write_durably(path, page)
     except OSError as error:
-        raise DigRlError(f"cannot write {run_dir / REPORT_FILE}: {error}; make it writable or make room") from error
-    return run_dir / REPORT_FILE
+        raise DigRlError(f"cannot write {path}: {error}; make it writable or make room") from error
+    return path
 
 
 def before_after_table(summary: dict[str, Any]) -> str:
@@ -98,7 +102,7 @@ def heldout_rows(summary: dict[str, Any]) -> tuple[str, list[tuple[str, float | 
     before, after = summary["heldout"].get("before", {}), summary["heldout"].get("after", {})
     counts = list(dict.fromkeys(str(moment["pairs"]) for moment in (before, after) if "pairs" in moment))
     rows = []
-    for key, label in _HELDOUT_LABELS.items():
+    for key, label in HELDOUT_LABELS.items():
         old, new = before.get(key), after.get(key)
         rows.append((label, old, new, None if old is None or new is None else new - old))
     return " / ".join(counts) or "no", rows
@@ -109,7 +113,10 @@ def _contents(run_dir: Path) -> dict[str, Any]:
     config = read_json_object(run_dir / CONFIG_FILE, "restore it to get a report")
     environment = read_json_object(run_dir / ENVIRONMENT_FILE, "remove it to get a report without it") or {}
     lines = read_metrics(run_dir)
-    pictures, notices = pictures_of_pairs(run_dir / "heldout", _match_rule(config or {}))
+    rule = match_rule(config or {})
+    galleries, notices = galleries_of_pairs(run_dir / "heldout", rule)
+    bounds, problem = _heldout_bounds(run_dir / "heldout", rule.match_iou)
+    notices += [problem] if problem else []
     if not any(line.get("stage") is not None for line in lines):
         notices.insert(0, "No training step has been recorded: there are no curves yet.")
     if summary is None:
@@ -128,15 +135,31 @@ def _contents(run_dir: Path) -> dict[str, Any]:
         "stages": summarise_stages(lines),
         "num_steps": sum(line.get("stage") is not None for line in lines),
         "heldout_pairs": pairs,
-        "heldout_rows": rows,
+        "heldout_rows": [(*row, bounds.get(name)) for name, row in zip(HELDOUT_LABELS, rows, strict=False)],
+        "confidence": f"{CONFIDENCE_LEVEL:.0%}",
         "alarms": find_alarms(lines, AlarmsConfig(**(config or {}).get("alarms", {}))),
         "plots": _plots(lines),
-        "pictures": pictures,
+        "galleries": galleries,
         "notices": notices,
     }
 
 
-def _match_rule(config: dict[str, Any]) -> MatchRule:
+def _heldout_bounds(heldout: Path, match_iou: float) -> tuple[dict[str, dict[str, Any]], str | None]:
+    """Intervals of each figure `before` and `after` and its `change`, as far as there are answers; what is wrong."""
+    moments = [name for name in ("before", "after") if (heldout / f"predictions_{name}.jsonl").exists()]
+    try:
+        pairs = {moment: read_judged_pairs(heldout, moment) for moment in moments}
+    except DataError as error:
+        return {}, f"The held-out table has no intervals: {error}."
+    found = {moment: intervals(pairs[moment], match_iou) for moment in moments}
+    changes = paired_differences(pairs["before"], pairs["after"], match_iou) if len(pairs) == 2 else {}
+    return {
+        name: {**{moment: found[moment][name] for moment in moments}, "change": changes.get(name)}
+        for name in HELDOUT_LABELS
+    }, None
+
+
+def match_rule(config: dict[str, Any]) -> MatchRule:
     """The run's own threshold; the default costs, which held-out figures are always computed with."""
     defaults = Config()
     return MatchRule(
@@ -151,9 +174,20 @@ def _plots(lines: plots.Lines) -> list[tuple[str, str, bool]]:
     terms = sorted({name for line in lines for name in line if name.startswith("reward/")})
     shown = ["reward/total", *(name for name in terms if name not in _NOT_REWARDS)]
     drawn = [("Reward and its parts", plots.curves(lines, shown, unit="reward", size_in=plots.WIDE_IN), True)]
+    drawn.append(("Greedy answers", plots.curves(lines, _EVALUATED, unit="0-1", size_in=plots.WIDE_IN), True))
+    drawn.append(("F1 by number of changes", _by_count(lines), False))
     drawn += [(title, plots.curves(lines, names, unit=unit), False) for title, names, unit in _CURVES]
     drawn.append(("Time by phase", plots.phase_areas(lines, [phase for phase in PHASES if phase != "evaluate"]), True))
     return [(title, plots.svg_data_uri(svg), wide) for title, svg, wide in drawn if svg is not None]
+
+
+def _by_count(lines: plots.Lines) -> str | None:
+    """F1 of validation pairs, or of held-out ones where there was no validation, by their number of changes."""
+    for split in ("validation", "heldout"):
+        names = sorted({name for line in lines for name in line if name.startswith(f"{split}_by_count/f1_")})
+        if names:
+            return plots.curves(lines, names, unit="F1")
+    return None
 
 
 def _number(value: float | None) -> str:

@@ -84,7 +84,8 @@ def shared_prefix_vs_plain(request: Request) -> Measurement:
 def peak_logprob_mib(_request: Request) -> Measurement:
     """Memory of log-probabilities of 4,096 tokens of 152,000 words above the weights, against whole logits."""
     ours, naive = (
-        float(_run("launch.benchmarks.logprob_memory", "4096", *more).splitlines()[-1]) for more in ([], ["naive"])
+        float(run_module("launch.benchmarks.logprob_memory", "4096", *more).splitlines()[-1])
+        for more in ([], ["naive"])
     )
     return Measurement(
         value=ours,
@@ -96,19 +97,31 @@ def peak_logprob_mib(_request: Request) -> Measurement:
     )
 
 
-def _world(request: Request) -> Path:
-    """Pairs, and a policy that answers in the right form, made once: what cannot be read teaches nothing."""
-    folder = request.runs_dir / "bench" / "training"
+def answering_policy(request: Request) -> Path:
+    """Folder of a policy of 3 million parameters that answers in the right form, made once."""
+    folder = _folder(request)
     data, start, policy = folder / "data", folder / "start", folder / "policy"
     if not (data / "manifest.json").exists():
-        _run("launch.data", "--config", "launch/configs/data/demo.toml", "--out", str(data), "--count", "24")
+        run_module("launch.data", "--config", "launch/configs/data/demo.toml", "--out", str(data), "--count", "24")
     if not (start / "config.json").exists():
-        _run("launch.policy", "--out", str(start))
+        run_module("launch.policy", "--out", str(start))
     if not (policy / "config.json").exists():
-        _run("launch.warmup", "--config", CONFIG, "--set", *_paths(folder), f"warmup.start={json.dumps(str(start))}")
+        settings = [*_paths(folder), f"warmup.start={json.dumps(str(start))}"]
+        run_module("launch.warmup", "--config", CONFIG, "--set", *settings)
+    return policy
+
+
+def _world(request: Request) -> Path:
+    """Pairs, and a policy that answers in the right form, made once: what cannot be read teaches nothing."""
+    folder = _folder(request)
+    answering_policy(request)
     if not (folder / ANSWERS).exists():
         _part("generate", folder)
     return folder
+
+
+def _folder(request: Request) -> Path:
+    return request.runs_dir / "bench" / "training"
 
 
 def _paths(folder: Path) -> list[str]:
@@ -120,7 +133,7 @@ def _step_s(folder: Path) -> float:
     """Median seconds of a step of a real run, started anew, since an old one would measure old code."""
     runs = folder / "runs"
     shutil.rmtree(runs, ignore_errors=True)
-    _run("launch.train", "--run", "step", "--runs-dir", str(runs), "--config", CONFIG, "--set", *_paths(folder))
+    run_module("launch.train", "--run", "step", "--runs-dir", str(runs), "--config", CONFIG, "--set", *_paths(folder))
     steps = [line for line in read_metrics(runs / "step") if "timing/step_s" in line][WARM_UP_STEPS:]
     if any("timing/learn_s" not in line for line in steps):
         raise DigRlError(f"{runs / 'step'}: a step had nothing to learn from, so it cannot be timed; remove {folder}")
@@ -128,13 +141,18 @@ def _step_s(folder: Path) -> float:
 
 
 def _part(part: str, folder: Path, *options: str) -> list[float]:
-    printed = _run("launch.benchmarks.step_parts", part, str(folder), *options).splitlines()
+    printed = run_module("launch.benchmarks.step_parts", part, str(folder), *options).splitlines()
     # Engines may print more when they end.
     seconds: list[float] = json.loads(next(line for line in reversed(printed) if line.startswith("[")))
     return seconds
 
 
-def _run(module: str, *arguments: str) -> str:
+def run_module(module: str, *arguments: str) -> str:
+    """Run `python -m module` in a process of its own; returns what it printed.
+
+    Raises:
+        DigRlError: it failed; shows the end of what it said.
+    """
     print(f"running {module} {' '.join(arguments)}", flush=True)
     result = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True)
     if result.returncode:

@@ -1,0 +1,27 @@
+"""`make compare-runs`: several runs side by side in one page."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from dig_rl.reporting.run_comparison import write_run_comparison
+from launch.terminal import end_with_message
+
+
+def main() -> None:
+    """Parse arguments, write the page, say where it is."""
+    parser = argparse.ArgumentParser(prog="make compare-runs", description=__doc__)
+    parser.add_argument(
+        "--runs", nargs="*", default=[], help="names; the first is what others are compared with (RUNS=)"
+    )
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
+    parser.add_argument("--out", type=Path, default=Path("runs", "compare-runs.html"), help="page to write (OUT=)")
+    arguments = parser.parse_args()
+    page = write_run_comparison([arguments.runs_dir / name for name in arguments.runs], arguments.out)
+    print(f"comparison: {page}\nOpen it in a browser; `make report RUN=` shows one run in full.")
+
+
+if __name__ == "__main__":
+    sys.exit(end_with_message(main, "nothing was written"))

@@ -1,0 +1,100 @@
+"""`make suites CHECKPOINT=`: the paper's benchmarks against a served policy: commands, or their run; then one table."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from dig_rl.durable import write_durably
+from dig_rl.errors import ConfigError, DigRlError
+from dig_rl.evaluation.suite_results import collect_results, results_table
+from dig_rl.evaluation.suites import Judge, SuiteRun, ToolCall, choose_suites, lmms_eval_run, vlmevalkit_run
+from launch.checkpoints import load_checkpoint_config
+from launch.terminal import end_with_message
+
+THINKING_TOKENS, ANSWER_TOKENS = 16_384, 1024
+
+
+def main() -> None:
+    """Parse arguments, print or run, collect what there is."""
+    parser = argparse.ArgumentParser(prog="make suites", description=__doc__)
+    parser.add_argument("--checkpoint", required=True, help="what `make serve` serves (CHECKPOINT=)")
+    parser.add_argument("--tool", default="vlmevalkit", help="vlmevalkit (all suites) or lmms-eval (TOOL=)")
+    parser.add_argument("--only", nargs="*", default=[], help='suites by name, as "MMStar" "V*" (ONLY=; default: all)')
+    parser.add_argument("--execute", action="store_true", help="run the commands (RUN_TOOLS=1; default: print them)")
+    parser.add_argument("--url", default="http://127.0.0.1:8000/v1", help="of the server (URL=)")
+    parser.add_argument("--vlmevalkit", type=Path, default=Path("VLMEvalKit"), help="its clone (VLMEVALKIT=)")
+    parser.add_argument("--tool-python", default="python", help="interpreter that has the tool (TOOL_PYTHON=)")
+    parser.add_argument(
+        "--max-tokens", type=int, help="longest answer (MAX_TOKENS=; default 16384 thinking, else 1024)"
+    )
+    parser.add_argument("--judge", help="judge model (JUDGE=; default: exact matching)")
+    parser.add_argument("--judge-url", help="OpenAI-compatible address of the judge, ending in /v1 (JUDGE_URL=)")
+    parser.add_argument("--parallel", type=int, default=16, help="requests at one time (PARALLEL=)")
+    parser.add_argument("--config", nargs="*", default=[], help="TOML files, later ones win (CONFIG=)")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides (SET=)")
+    parser.add_argument("--out", type=Path, help="folder for results (OUT=; default: runs/suites/<checkpoint>)")
+    options = parser.parse_args(sys.argv[1:] or ["--help"])
+    config, _ = load_checkpoint_config(options.checkpoint, options.config, options.set)
+    covered, missing = choose_suites(options.only, options.tool)
+    max_tokens = options.max_tokens or (THINKING_TOKENS if config.policy.thinking else ANSWER_TOKENS)
+    if max_tokens >= config.rollout.max_model_len:
+        needed = 2 * max_tokens
+        raise ConfigError(
+            f"answers of {max_tokens} tokens do not fit a server of rollout.max_model_len = "
+            f"{config.rollout.max_model_len}; give SET=rollout.max_model_len={needed} here and to make serve, or fewer "
+            "MAX_TOKENS="
+        )
+    out: Path = (options.out or Path("runs", "suites", Path(options.checkpoint).name)).absolute()
+    judge = Judge(options.judge, options.judge_url) if options.judge else None
+    call = ToolCall(options.url, max_tokens, judge, out / options.tool, options.parallel, options.tool_python)
+    if options.tool == "vlmevalkit":
+        run = vlmevalkit_run(covered, call, folder=options.vlmevalkit.absolute())
+    else:
+        run = lmms_eval_run(covered, call)
+    for suite in missing:
+        print(f"{suite.name}: {options.tool} has no such task; TOOL=vlmevalkit does")
+    if judge is None:
+        print("answers are read by exact matching; papers often let a model read them: JUDGE= and JUDGE_URL=")
+    print(f"with the server running (make serve CHECKPOINT={options.checkpoint}):\n\n{run}\n", flush=True)
+    if options.execute:
+        execute(run)
+    results = collect_results(out)
+    if not results:
+        print(f"no results in {out} yet; RUN_TOOLS=1 runs the command, and the same command again collects")
+        return
+    table = results_table(results)
+    out.mkdir(parents=True, exist_ok=True)
+    write_durably(out / "suites.md", f"# {options.checkpoint}\n\nPaper: arXiv 2512.12633, their runs.\n\n{table}")
+    print(table)
+    print(f"written to {out / 'suites.md'}; figures of the paper are theirs, measured with their settings")
+
+
+def execute(run: SuiteRun) -> None:
+    """Run a tool to its end.
+
+    Raises:
+        ConfigError: the tool is not there.
+        DigRlError: it failed.
+    """
+    if run.folder is not None and not (run.folder / "run.py").is_file():
+        raise ConfigError(
+            f"no VLMEvalKit at {run.folder}: expected its clone with run.py; git clone "
+            "https://github.com/open-compass/VLMEvalKit, install it into an environment of its own, and name both by "
+            "VLMEVALKIT= and TOOL_PYTHON="
+        )
+    try:
+        done = subprocess.run(run.command, cwd=run.folder, env=os.environ | dict(run.environment))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot run {run.command[0]} ({error.strerror}); TOOL_PYTHON= names the interpreter"
+        ) from None
+    if done.returncode:
+        raise DigRlError(f"{run.tool} ended with exit code {done.returncode}; its messages stand above")
+
+
+if __name__ == "__main__":
+    sys.exit(end_with_message(main, "the tool can be continued by the same command"))
