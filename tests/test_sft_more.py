@@ -16,6 +16,8 @@ from dig_rl.family_batches import PairPool
 from dig_rl.sft_more import _measure, shard_of_pairs
 from tests.data_folders import line_of, write_folder
 
+pytestmark = pytest.mark.slow  # TRL takes long to import
+
 COUNTS = [1, 2, 1, 3]
 
 
