@@ -20,7 +20,7 @@ from dig_rl.ablations.plan import plan_runs
 from dig_rl.ablations.recipe import load_recipe
 from tests.tiny import CONFIG, ENVIRONMENT, ROOT, TinyWorld
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]  # engines start for every run of every arm
 
 RECIPE = """
 config = {config}
@@ -125,7 +125,6 @@ def test_ctrl_c_in_a_run_loses_nothing_and_the_same_command_finishes_all_arms(
     assert command.ledger.read_bytes() == before
 
 
-@pytest.mark.long
 def test_supervised_control_takes_the_minutes_of_its_model_and_goes_on_after_ctrl_c(
     tiny_world: TinyWorld, tmp_path: Path
 ) -> None:
