@@ -52,6 +52,8 @@ class FamilyWarmupConfig(BaseModel):
     label_slack: float = Field(0.0, ge=0)
     """Each side of a training box lies further out, at random, by up to this share of the box's width or height: loose
     labels, as hasty hands draw them. Validation keeps the exact ones."""
+    slack_from_step: int = Field(0, ge=0)
+    """First step with loose labels, counted from 0; those before it are exact."""
     hints: bool = True
     """Beside the answer, the tokens of the second image learn to say whether their square is changed."""
     bfloat16: bool = True
@@ -98,6 +100,7 @@ def warm_up_on_families(
         batch_size=settings.batch_size,
         single_steps=settings.single_steps,
         label_slack=settings.label_slack,
+        slack_from_step=settings.slack_from_step,
         hints=settings.hints,
         seed=settings.seed,
     )

@@ -21,7 +21,7 @@ from launch.ablation_runs import execute, seconds_behind
 from launch.terminal import end_with_message
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPE = "launch/configs/ablations.toml"
+RECIPE = "launch/configs/recipes/ablations.toml"
 LEDGER = Path("docs/ablations.json")
 WORK = Path("runs/ablations")
 

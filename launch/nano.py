@@ -25,7 +25,7 @@ from dig_rl.prompts import instruction
 from dig_rl.summary import read_summary
 from launch.terminal import end_with_message, run_part
 
-RECIPE = "launch/configs/nano-recipe.toml"
+RECIPE = "launch/configs/recipes/nano.toml"
 WORK = Path("runs/nano-warmup")
 DATA = Path("nano/data")
 POLICY = Path("policies/nano-warm")

@@ -11,7 +11,7 @@ from dig_rl.ablations.recipe import AblationRecipe, load_recipe
 from tests.data_folders import line_of, write_folder
 from tests.tiny import CONFIG, ROOT
 
-SHIPPED = ROOT / "launch/configs/ablations.toml"
+SHIPPED = ROOT / "launch/configs/recipes/ablations.toml"
 
 
 def make_world(folder: Path) -> Path:

@@ -68,10 +68,10 @@ def test_coordinates_and_punctuation_are_one_token_each(levels: int) -> None:
     step = 1000 // levels
     pieces = [*ANSWER_PIECES, *(str(level * step) for level in range(levels + 1))]
     assert [piece for piece in pieces if len(tokenizer(piece).input_ids) != 1] == []
-    # In an answer, too: two boxes are 8 coordinates, 6 commas inside, one between, and both ends.
+    # In an answer, a coordinate takes along the comma that follows: 8 coordinates, what parts the boxes, both ends.
     boxes = torch.tensor([[0.0, 0.1, 0.5, 1.0], [0.2, 0.2, 0.9, 0.9]]).double().numpy()
     answer = format_answer(boxes, "norm1000", (96, 64), levels)
-    assert len(tokenizer(answer).input_ids) == 8 + 6 + 1 + 2
+    assert len(tokenizer(answer).input_ids) == 8 + 1 + 2
     assert tokenizer.decode(tokenizer(answer).input_ids) == answer
 
 

@@ -1,4 +1,4 @@
-"""What an ablation recipe holds; launch/configs/ablations.toml is the one that `make ablations` reads."""
+"""What an ablation recipe holds; launch/configs/recipes/ablations.toml is the one that `make ablations` reads."""
 
 from __future__ import annotations
 

@@ -83,8 +83,8 @@ make ablations REPORT_ONLY=1                     # this page and its pictures, w
 make train CONFIG=runs/ablations/configs/format-0.json RUN=again     # one run by itself, once it was begun here
 ```
 
-- `launch/configs/ablations.toml` names the shared config, the seeds and what each arm changes. Nothing starts unless
-  all arms come to the same number of scored answers.
+- `launch/configs/recipes/ablations.toml` names the shared config, the seeds and what each arm changes. Nothing starts
+  unless all arms come to the same number of scored answers.
 - Seed by seed, the arms that the orderings hang on come first; `adaptive` and the controls follow. Every run is an
   ordinary `make train` in a process of its own under `runs/ablations/`; its checkpoints go when it is written down.
 - A *fingerprint* stands for settings, stages, weights of the policy and labels. A finished run with another fingerprint
