@@ -103,7 +103,9 @@ def loss_figures(
     config = _on_cpu(config, recording)
     kept, _ = drop_groups_without_signal(list(groups), learner=config.learner)
     if not kept:
-        raise ConfigError(f"step {recording.step}: no group has signal, so there is nothing to learn from")
+        raise ConfigError(
+            f"step {recording.step}: no group has signal, so there is no loss; NO_LOSS=1 looks at scores alone"
+        )
     batch = [training_group(group, config) for group in kept]
     frontend = load_frontend(config.policy, config.data.box_target)
     scorer = PolicyScorer(prepare_for_training(load_model(config.policy), config), frontend, config)

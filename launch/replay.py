@@ -75,12 +75,19 @@ def choose_weights(run: Path, recording: Recording, config: Config, checkpoint: 
     version = recording.policy_version
     if version == 0:
         return config.policy.path, ", which sampled them"
-    step = run / "checkpoints" / f"step-{version}"
-    if step.is_dir():
-        return find_policy(str(step)).path, ", which sampled them"
+    for same in _steps_with_the_weights_of(run, version, recording.step):
+        step = run / "checkpoints" / f"step-{same}"
+        if step.is_dir():
+            return find_policy(str(step)).path, ", which sampled them"
     return find_policy(str(run)).path, (
         f"; there is no checkpoint of step {version}, which sampled them, so ratios and mismatch compare two policies"
     )
+
+
+def _steps_with_the_weights_of(run: Path, version: int, before: int) -> list[int]:
+    """Steps from `version` on, before step `before`, after which the weights are still those: none of them learned."""
+    learned = [line["step"] for line in read_metrics(run) if line["step"] > version and "learner/loss" in line]
+    return list(range(version, min([before, *learned])))
 
 
 def _describe(change: ScoreChange) -> str:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -189,6 +190,24 @@ def test_loss_and_gradient_equal_plain_pytorch(tmp_path: Path, random_policy: Pa
 
 def test_the_weights_that_sampled_are_taken_for_the_first_step(recording: Recording, tmp_path: Path) -> None:
     assert choose_weights(tmp_path, recording, Config(), None) == (Config().policy.path, ", which sampled them")
+
+
+@pytest.mark.parametrize(
+    ("learned_at", "kept", "found"), [([], 5, True), ([5], 5, False), ([5], 4, True), ([], 6, False)]
+)
+def test_a_later_checkpoint_has_the_weights_that_sampled_if_nothing_was_learned_in_between(
+    recording: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, learned_at: list[int], kept: int, found: bool
+) -> None:
+    """Sampled for step 6 by the weights of step 4; the only checkpoint is that of step `kept`."""
+    sampled = replace(recording.groups[0].sampled, policy_version=4)
+    late = replace(recording, step=6, groups=(replace(recording.groups[0], sampled=sampled),))
+    lines = [{"step": step, "stage": "all"} | ({"learner/loss": 0.5} if step in learned_at else {}) for step in (4, 5)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / f"checkpoints/step-{kept}").mkdir(parents=True)
+    monkeypatch.setattr("launch.replay.find_policy", lambda name: SimpleNamespace(path=name))
+    path, note = choose_weights(tmp_path, late, Config(), None)
+    assert (Path(path).name == f"step-{kept}") == found
+    assert ("there is no checkpoint of step 4" in note) != found
 
 
 def test_make_replay_lists_what_another_reward_pays(tmp_path: Path, recording: Recording) -> None:

@@ -119,8 +119,8 @@ def test_trained_policy_opens_in_vllm_with_the_figures_of_the_run(
     assert recomputed["figures"] == evaluation["figures"] and recomputed["slices"] == evaluation["slices"]
 
 
-def test_recorded_rollouts_are_replayed_with_the_loss_of_the_run(finished: Path) -> None:
-    assert sorted(path.name for path in (finished / "rollouts").iterdir()) == ["step-2.jsonl.gz", "step-3.jsonl.gz"]
+def test_recorded_rollouts_are_replayed_with_the_loss_of_the_run(finished: Path, tiny_world: TinyWorld) -> None:
+    assert sorted(path.name for path in (finished / "rollouts").iterdir()) == [f"step-{n}.jsonl.gz" for n in (1, 2, 3)]
     command = [sys.executable, "-m", "launch.replay", "--runs-dir", str(finished.parent), "--run", finished.name]
 
     def replay(*options: str) -> str:
@@ -130,12 +130,13 @@ def test_recorded_rollouts_are_replayed_with_the_loss_of_the_run(finished: Path)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert "0 completions are paid otherwise than they were" in replay("--step", "2", "--no-loss")
-    said = replay("--step", "3")
+    for step in (2, 3):
+        assert "0 completions are paid otherwise than they were" in replay("--step", str(step), "--no-loss")
+    said = replay("--step", "1")
     assert "0 completions are paid otherwise than they were" in said
-    assert "checkpoints/step-2/policy, which sampled them\n" in said
-    found = json.loads((finished / "replay/step-3.json").read_text())["figures"]
-    (recorded,) = [line for line in read_metrics(finished) if line["step"] == 3 and line["stage"]]
+    assert f"{tiny_world.policy}, which sampled them\n" in said
+    found = json.loads((finished / "replay/step-1.json").read_text())["figures"]
+    (recorded,) = [line for line in read_metrics(finished) if line["step"] == 1 and line["stage"]]
     for name in ("learner/loss", "learner/kl", "learner/grad_norm", "learner/entropy"):
         assert found[name] == pytest.approx(recorded[name], rel=1e-3, abs=1e-6), name
 
