@@ -80,7 +80,6 @@ class FamilyCollator:
         batch_size: int,
         single_steps: int,
         label_slack: float,
-        slack_from_step: int,
         hints: bool,
         seed: int,
     ) -> None:
@@ -94,14 +93,12 @@ class FamilyCollator:
             batch_size: items of one step.
             single_steps: in the first steps pairs have one change, then 1, 2, 3, ... in turn.
             label_slack: sides of training boxes move outwards by up to this share of the box's width or height.
-            slack_from_step: first step in which they do.
             hints: label the second image's tokens as changed or not, beside the answer.
             seed: decides all draws.
         """
         self._frontend, self._pool, self._examples = frontend, pool, examples
         self._levels, self._batch_size, self._single_steps = levels, batch_size, single_steps
-        self._label_slack, self._slack_from_step = label_slack, slack_from_step
-        self._hints, self._seed = hints, seed
+        self._label_slack, self._hints, self._seed = label_slack, hints, seed
         self._prompt = frontend.encode(examples[0])["input_ids"][0]
         tokenizer = frontend.processor.tokenizer
         self._end, self._pad = tokenizer.eos_token, frontend.pad_token_id
@@ -140,8 +137,7 @@ class FamilyCollator:
         count = counts[0] if item < self._single_steps * self._batch_size else counts[item % len(counts)]
         rng = np.random.default_rng([self._seed, item])
         images, boxes = self._pool.draw(rng, count)
-        slack = self._label_slack if item >= self._slack_from_step * self._batch_size else 0.0
-        return images, loosened(boxes, slack, (images.shape[2], images.shape[1]), rng)
+        return images, loosened(boxes, self._label_slack, (images.shape[2], images.shape[1]), rng)
 
     def _example(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         example = self._examples[index]

@@ -42,18 +42,18 @@ class FamilyWarmupConfig(BaseModel):
     batch_size: int = Field(32, ge=1)
     """Pairs a step."""
     lr: float = Field(4e-3, gt=0)
-    """Peak for matrices, by Muon; reached after `lr_warmup_steps` and lowered along a cosine to 0."""
+    """Peak for matrices, by Muon; reached after `lr_warmup_steps`, kept, and lowered along a cosine to 0 at the end."""
     lr_others: float = Field(1.5e-3, gt=0)
     """Peak for embeddings and vectors, by AdamW, along the same curve."""
     lr_warmup_steps: int = Field(150, ge=0)
+    lr_decay_steps: int | None = Field(None, ge=1)
+    """Length of the cosine; None begins it right after `lr_warmup_steps`."""
     weight_decay: float = Field(0.05, ge=0)
     single_steps: int = Field(500, ge=0)
     """First steps, on pairs with one change."""
     label_slack: float = Field(0.0, ge=0)
     """Each side of a training box lies further out, at random, by up to this share of the box's width or height: loose
     labels, as hasty hands draw them. Validation keeps the exact ones."""
-    slack_from_step: int = Field(0, ge=0)
-    """First step with loose labels, counted from 0; those before it are exact."""
     hints: bool = True
     """Beside the answer, the tokens of the second image learn to say whether their square is changed."""
     bfloat16: bool = True
@@ -100,7 +100,6 @@ def warm_up_on_families(
         batch_size=settings.batch_size,
         single_steps=settings.single_steps,
         label_slack=settings.label_slack,
-        slack_from_step=settings.slack_from_step,
         hints=settings.hints,
         seed=settings.seed,
     )
@@ -159,12 +158,15 @@ def last_tenth_gain(history: Sequence[dict[str, Any]]) -> float | None:
 
 
 def _arguments(settings: FamilyWarmupConfig, folder: Path) -> SFTConfig:
+    longest = max(1, settings.steps - settings.lr_warmup_steps)
+    decay = longest if settings.lr_decay_steps is None else min(settings.lr_decay_steps, longest)
     return SFTConfig(
         output_dir=str(folder),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=settings.batch_size,
-        lr_scheduler_type="cosine",
+        lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_kwargs={"num_decay_steps": decay, "decay_type": "cosine"},
         warmup_steps=settings.lr_warmup_steps,
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},

@@ -106,7 +106,6 @@ def collator(policy: Path, validation: list[Example], **changes: Any) -> FamilyC
         "batch_size": 2,
         "single_steps": 1,
         "label_slack": 0.0,
-        "slack_from_step": 0,
         "hints": True,
         "seed": 7,
     } | changes
