@@ -25,7 +25,7 @@ from dig_rl.config import PolicyConfig
 from dig_rl.durable import write_durably
 from dig_rl.family_batches import FamilyCollator, PairPool
 from dig_rl.muon import MuonWithAdamW
-from dig_rl.policy.load import load_frontend, load_model
+from dig_rl.policy.load import PolicyFrontend, load_frontend, load_model
 from dig_rl.progress import TrainProgress
 from dig_rl.types import Example
 
@@ -88,10 +88,9 @@ def warm_up_on_families(
     Raises:
         KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint was written.
     """
-    policy = PolicyConfig(path=str(start))
-    frontend = load_frontend(policy, "union")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    frontend = load_frontend(PolicyConfig(path=str(start)), "union")
     collator = FamilyCollator(
         frontend,
         pool,
@@ -103,25 +102,7 @@ def warm_up_on_families(
         hints=settings.hints,
         seed=settings.seed,
     )
-    model = load_model(policy)
-    # The fused attention of torch 2.13 on CPUs is several times slower backwards at these lengths.
-    model.set_attn_implementation("eager")
-    optimizer = MuonWithAdamW(
-        model,
-        muon_lr=settings.lr,
-        adamw_lr=settings.lr_others,
-        weight_decay=settings.weight_decay,
-        adamw_beta2=ADAMW_BETA2,
-    )
-    trainer = SFTTrainer(
-        model=model.train(),
-        args=_arguments(settings, out / "checkpoints"),
-        train_dataset=Dataset.from_dict({"item": range(settings.steps * settings.batch_size)}),
-        eval_dataset=Dataset.from_dict({"example": range(len(validation))}),
-        data_collator=collator,
-        processing_class=frontend.processor,
-        optimizers=(optimizer, None),
-    )
+    trainer = _trainer(settings, start, frontend, collator, len(validation), out / "checkpoints")
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
     last = get_last_checkpoint(out / "checkpoints") if (out / "checkpoints").exists() else None
@@ -135,6 +116,35 @@ def warm_up_on_families(
     trainer.model.save_pretrained(partial)
     frontend.processor.save_pretrained(partial)
     return partial.rename(out / "policy")
+
+
+def _trainer(
+    settings: FamilyWarmupConfig,
+    start: Path,
+    frontend: PolicyFrontend,
+    collator: FamilyCollator,
+    num_validation: int,
+    checkpoints: Path,
+) -> SFTTrainer:
+    model = load_model(PolicyConfig(path=str(start)))
+    # The fused attention of torch 2.13 on CPUs is several times slower backwards at these lengths.
+    model.set_attn_implementation("eager")
+    optimizer = MuonWithAdamW(
+        model,
+        muon_lr=settings.lr,
+        adamw_lr=settings.lr_others,
+        weight_decay=settings.weight_decay,
+        adamw_beta2=ADAMW_BETA2,
+    )
+    return SFTTrainer(
+        model=model.train(),
+        args=_arguments(settings, checkpoints),
+        train_dataset=Dataset.from_dict({"item": range(settings.steps * settings.batch_size)}),
+        eval_dataset=Dataset.from_dict({"example": range(num_validation)}),
+        data_collator=collator,
+        processing_class=frontend.processor,
+        optimizers=(optimizer, None),
+    )
 
 
 def read_history(out: Path) -> list[dict[str, Any]]:
