@@ -18,6 +18,7 @@ from dig_rl.ablations.recipe import AblationRecipe, load_recipe
 from dig_rl.durable import write_durably
 from dig_rl.errors import DigRlError
 from launch.ablation_runs import execute, seconds_behind
+from launch.arguments import add_overrides
 from launch.terminal import end_with_message
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,7 +43,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--recipe", default=RECIPE, help="TOML file (RECIPE=; default: %(default)s)")
     parser.add_argument("--only", nargs="*", metavar="ARM", help="some of the arms (ONLY=)")
     parser.add_argument("--seeds", nargs="*", type=int, metavar="N", help="in place of the recipe's seeds (SEEDS=)")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides for all runs (SET=)")
+    add_overrides(parser, "all runs' settings")
     parser.add_argument("--minutes", type=float, help="start no run that would end later than this (MINUTES=)")
     parser.add_argument("--ledger", type=Path, default=LEDGER, help="finished runs (default: %(default)s)")
     parser.add_argument("--work", type=Path, default=WORK, help="folder of the runs (default: %(default)s)")

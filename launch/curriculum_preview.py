@@ -19,6 +19,7 @@ from dig_rl.reporting.curriculum_preview import (
     plot_preview,
     stage_table,
 )
+from launch.arguments import add_settings
 from launch.terminal import end_with_message
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,8 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def main() -> None:
     """Parse arguments, draw, print, write the picture."""
     parser = argparse.ArgumentParser(prog="make curriculum-preview", description=__doc__)
-    parser.add_argument("--config", nargs="*", default=[], help="TOML files, later ones win (CONFIG=)")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides (SET=)")
+    add_settings(parser)
     parser.add_argument(
         "--out", type=Path, default=Path("runs", "curriculum-preview"), help="folder of the picture (OUT=)"
     )

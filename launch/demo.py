@@ -11,6 +11,7 @@ from dig_rl.config import load_config
 from dig_rl.errors import DigRlError
 from dig_rl.run_folder import move_aside
 from dig_rl.summary import read_summary
+from launch.arguments import add_overrides
 from launch.terminal import end_with_message, run_part
 
 CONFIG = "launch/configs/demo.toml"
@@ -30,7 +31,7 @@ What to try next:
 def main() -> None:
     """Run the parts one after the other, each in a process of its own."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of the config (SET=)")
+    add_overrides(parser)
     arguments = parser.parse_args()
     load_config([CONFIG], arguments.set)  # a mistake ends the demo before anything is drawn
     _make_writable("runs")

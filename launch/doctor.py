@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dig_rl.config import Config, load_config
 from dig_rl.errors import DigRlError, SetupError
+from launch.arguments import add_settings
 from launch.preflight import Python, check_headers, find_compilers
 from launch.terminal import end_with_message
 
@@ -31,8 +32,7 @@ RANK_GIB = 1.2
 def main() -> None:
     """Print the facts, then every problem; a problem makes the exit status 1."""
     parser = argparse.ArgumentParser(prog="make doctor", description=__doc__)
-    parser.add_argument("--config", nargs="*", default=[], help="TOML files, later ones win (CONFIG=)")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides (SET=)")
+    add_settings(parser)
     arguments = parser.parse_args()
     config = load_config(arguments.config, arguments.set)
     for name, fact in facts().items():

@@ -21,6 +21,7 @@ from dig_rl.evaluation.overview import Overview, overview
 from dig_rl.reporting.evaluation_plots import draw_overview
 from dig_rl.reporting.evaluation_tables import overview_lines, overview_markdown
 from dig_rl.rollout import MAX_GROUP_SIZE
+from launch.arguments import add_settings
 from launch.checkpoints import SETTINGS_FILE, load_checkpoint_config, load_predictions_config
 from launch.terminal import end_with_message
 
@@ -115,8 +116,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", help="train, validation or test (SPLIT=; default: data.heldout_split)")
     parser.add_argument("--samples", type=int, help="answers a pair (SAMPLES=; default 1)")
     parser.add_argument("--temperature", type=float, help="0 is greedy (TEMPERATURE=; default 0, or 1 with SAMPLES=)")
-    parser.add_argument("--config", nargs="*", default=[], help="TOML files, later ones win (CONFIG=)")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides (SET=)")
+    add_settings(parser)
 
 
 def open_source(name: str, options: argparse.Namespace) -> Source:

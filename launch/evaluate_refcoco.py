@@ -16,6 +16,7 @@ from dig_rl.errors import ConfigError
 from dig_rl.evaluation.grounding import Expression, JudgedExpression, grounding_figures, judge_expression
 from dig_rl.exchange.refcoco import STANDARD_EXPRESSIONS, SplitFile, find_splits
 from dig_rl.types import Question
+from launch.arguments import add_settings
 from launch.checkpoints import SETTINGS_FILE, load_checkpoint_config
 from launch.item_progress import item_progress
 from launch.terminal import end_with_message
@@ -31,8 +32,7 @@ def main() -> None:
     parser.add_argument("--from", required=True, type=Path, dest="root", help="local copy; see docs/benchmarks.md")
     parser.add_argument("--split", nargs="*", default=[], help="refcoco_val ... refcocog_test (SPLIT=; default: all)")
     parser.add_argument("--limit", type=int, help="only so many first expressions of a split (LIMIT=), to try it out")
-    parser.add_argument("--config", nargs="*", default=[], help="TOML files, later ones win (CONFIG=)")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides (SET=)")
+    add_settings(parser)
     parser.add_argument("--out", type=Path, help="folder to write (OUT=; default: runs/eval/<checkpoint>-refcoco)")
     options = parser.parse_args(sys.argv[1:] or ["--help"])
     config, description = load_checkpoint_config(options.checkpoint, options.config, options.set)

@@ -23,6 +23,7 @@ from dig_rl.metrics import read_metrics
 from dig_rl.policy.build import SmallPolicyConfig, build_small_policy
 from dig_rl.prompts import instruction
 from dig_rl.summary import read_summary
+from launch.arguments import add_overrides
 from launch.terminal import end_with_message, run_part
 
 RECIPE = "launch/configs/recipes/nano.toml"
@@ -70,7 +71,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA, help="folder with a validation split (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=POLICY, help="policy to write (default: %(default)s)")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0], help="of GRPO, a run each (SEEDS=; default: 0)")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides for GRPO (SET=)")
+    add_overrides(parser, "GRPO's settings")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="renderers (default: one a core)")
     arguments = parser.parse_args()

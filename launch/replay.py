@@ -14,6 +14,7 @@ from dig_rl.metrics import read_metrics
 from dig_rl.recording import Recording, read_recording
 from dig_rl.replay import ScoreChange, loss_figures, score_again, score_changes
 from dig_rl.run_folder import CONFIG_FILE
+from launch.arguments import add_settings
 from launch.checkpoints import find_policy
 from launch.terminal import end_with_message
 
@@ -28,8 +29,7 @@ def main() -> None:
     parser.add_argument("--step", required=True, type=int, help="recorded step (STEP=)")
     parser.add_argument("--checkpoint", help="weights of the loss (CHECKPOINT=; default: those that sampled)")
     parser.add_argument("--no-loss", action="store_true", help="scores only, no model is loaded (NO_LOSS=1)")
-    parser.add_argument("--config", nargs="*", default=[], help="TOML files over the run's settings (CONFIG=)")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides (SET=)")
+    add_settings(parser, "TOML files over the run's settings, later ones win")
     parser.add_argument("--out", type=Path, help="folder to write (OUT=; default: runs/<run>/replay)")
     options = parser.parse_args(sys.argv[1:] or ["--help"])
     run: Path = options.runs_dir / options.run

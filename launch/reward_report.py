@@ -9,14 +9,14 @@ from pathlib import Path
 from dig_rl.config import load_config
 from dig_rl.durable import write_durably
 from dig_rl.reporting.reward_report import draw_table, markdown_table, reward_table, warnings
+from launch.arguments import add_settings
 from launch.terminal import end_with_message
 
 
 def main() -> None:
     """Parse arguments, score, print, write the table and its picture."""
     parser = argparse.ArgumentParser(prog="make reward-report", description=__doc__)
-    parser.add_argument("--config", nargs="*", default=[], help="TOML files, later ones win (CONFIG=; default: ours)")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides (SET=)")
+    add_settings(parser)
     parser.add_argument("--out", type=Path, default=Path("runs", "reward-report"), help="folder to write (OUT=)")
     arguments = parser.parse_args()
     config = load_config(arguments.config, arguments.set)

@@ -17,6 +17,7 @@ from dig_rl.config import Config
 from dig_rl.errors import ClusterError
 from dig_rl.policy.load import load_frontend
 from dig_rl.vllm_options import SERVED_NAME, serve_command
+from launch.arguments import add_settings
 from launch.checkpoints import load_checkpoint_config
 from launch.terminal import end_with_message
 
@@ -31,8 +32,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", required=True, help="policy folder, run folder, or a checkpoint (CHECKPOINT=)")
     parser.add_argument("--port", type=int, default=8000, help="on 127.0.0.1 (PORT=; default 8000)")
     parser.add_argument("--log", type=Path, default=Path("runs", "serve.log"), help="what vLLM prints (LOG=)")
-    parser.add_argument("--config", nargs="*", default=[], help="TOML files, later ones win (CONFIG=)")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides (SET=)")
+    add_settings(parser)
     options = parser.parse_args(sys.argv[1:] or ["--help"])
     config, description = load_checkpoint_config(options.checkpoint, options.config, options.set)
     frontend = load_frontend(config.policy, config.data.box_target)

@@ -20,6 +20,7 @@ import jinja2
 
 from dig_rl.config import Config, load_config
 from dig_rl.errors import ClusterError
+from launch.arguments import add_settings
 from launch.terminal import end_with_message
 
 if TYPE_CHECKING:
@@ -35,9 +36,8 @@ def main() -> None:
     """Parse arguments and submit."""
     parser = argparse.ArgumentParser(prog="make submit", description=__doc__)
     parser.add_argument("--target", choices=["ray", "slurm"], default="ray", help="kind of cluster (TARGET=)")
-    parser.add_argument("--config", nargs="*", default=[], help="TOML files, later ones win (CONFIG=)")
+    add_settings(parser)
     parser.add_argument("--run", required=True, help="name of the run (RUN=)")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides (SET=)")
     parser.add_argument("--runs-dir", default=os.environ.get("RUNS_DIR", "runs"), help="folder of all runs (RUNS_DIR)")
     parser.add_argument(
         "--allow-changed-plugins",

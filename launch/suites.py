@@ -12,6 +12,7 @@ from dig_rl.durable import write_durably
 from dig_rl.errors import ConfigError, DigRlError
 from dig_rl.evaluation.suite_results import collect_results, results_table
 from dig_rl.evaluation.suites import Judge, SuiteRun, ToolCall, choose_suites, lmms_eval_run, vlmevalkit_run
+from launch.arguments import add_settings
 from launch.checkpoints import load_checkpoint_config
 from launch.terminal import end_with_message
 
@@ -34,8 +35,7 @@ def main() -> None:
     parser.add_argument("--judge", help="judge model (JUDGE=; default: exact matching)")
     parser.add_argument("--judge-url", help="OpenAI-compatible address of the judge, ending in /v1 (JUDGE_URL=)")
     parser.add_argument("--parallel", type=int, default=16, help="requests at one time (PARALLEL=)")
-    parser.add_argument("--config", nargs="*", default=[], help="TOML files, later ones win (CONFIG=)")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides (SET=)")
+    add_settings(parser)
     parser.add_argument("--out", type=Path, help="folder for results (OUT=; default: runs/suites/<checkpoint>)")
     options = parser.parse_args(sys.argv[1:] or ["--help"])
     config, _ = load_checkpoint_config(options.checkpoint, options.config, options.set)

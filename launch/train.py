@@ -11,6 +11,7 @@ from dig_rl.reporting.report import before_after_table, write_report
 from dig_rl.run_folder import RunFolder
 from dig_rl.summary import read_summary
 from dig_rl.train import train
+from launch.arguments import add_settings
 from launch.terminal import end_with_message
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,11 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def main() -> None:
     """Parse arguments, train, report."""
     parser = argparse.ArgumentParser(prog="make train", description=__doc__)
-    parser.add_argument("--config", nargs="*", default=[], help="TOML files, later ones win (CONFIG=)")
+    add_settings(parser)
     parser.add_argument("--run", required=True, help="name of the run; the same name and config continue it (RUN=)")
-    parser.add_argument(
-        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides, e.g. learner.lr=1e-5 (SET=)"
-    )
     parser.add_argument("--runs-dir", default="runs", help="folder of all runs")
     parser.add_argument(
         "--allow-changed-plugins",

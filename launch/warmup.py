@@ -12,6 +12,7 @@ from dig_rl.errors import ConfigError
 from dig_rl.policy.build import SmallPolicyConfig, build_small_policy
 from dig_rl.prompts import instruction
 from dig_rl.warmup import warm_up
+from launch.arguments import add_settings
 from launch.terminal import end_with_message
 
 SMALL_POLICY = "policies/small"
@@ -20,8 +21,7 @@ SMALL_POLICY = "policies/small"
 def main() -> None:
     """Parse arguments, build the starting policy if it is ours and missing, train."""
     parser = argparse.ArgumentParser(prog="make warmup", description=__doc__)
-    parser.add_argument("--config", nargs="*", default=[], help="TOML files, later ones win (CONFIG=)")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides (SET=)")
+    add_settings(parser)
     parser.add_argument("--out", help="folder to write (default: policy.path of the config)")
     arguments = parser.parse_args()
     config = load_config(arguments.config, arguments.set)
