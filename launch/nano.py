@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from dig_rl.data import load_examples
 from dig_rl.datagen.families import FamilyRecipe
 from dig_rl.datagen.family_shards import FamilyShard, make_families, read_families, refuse_shared_scenes
+from dig_rl.durable import write_durably
 from dig_rl.layers import build, read_toml
 from dig_rl.metrics import read_metrics
 from dig_rl.policy.build import SmallPolicyConfig, build_small_policy
@@ -31,6 +32,8 @@ WORK = Path("runs/nano-warmup")
 DATA = Path("nano/data")
 POLICY = Path("policies/nano-warm")
 CONFIG = "launch/configs/demo.toml"
+FIGURES = {"f1": "F1 at IoU 0.5", "mean_iou": "mean IoU", "count_accuracy": "right number of boxes"}
+"""Of the validation split: what GRPO is judged by."""
 
 
 class Stage(BaseModel):
@@ -82,6 +85,7 @@ def main() -> None:
         _warm_up(recipe, arguments)
     for seed in arguments.seeds:
         _learn_from_reward(seed, arguments)
+    _draw_curves(arguments.runs_dir, arguments.seeds)
 
 
 def _warm_up(recipe: NanoRecipe, arguments: argparse.Namespace) -> None:
@@ -105,7 +109,7 @@ def _warm_up(recipe: NanoRecipe, arguments: argparse.Namespace) -> None:
 
 def _learn_from_reward(seed: int, arguments: argparse.Namespace) -> None:
     """Train the warm policy with GRPO, unless that has been done."""
-    run = Path(arguments.runs_dir, f"nano-{seed}")
+    run = _run_folder(arguments.runs_dir, seed)
     summary = read_summary(run)
     if summary is None or summary["status"] != "finished":
         print(f"== GRPO, seed {seed}: {CONFIG}", flush=True)
@@ -115,9 +119,26 @@ def _learn_from_reward(seed: int, arguments: argparse.Namespace) -> None:
         if code := run_part("launch.train", "--config", CONFIG, *folders, "--set", *settings):
             sys.exit(code)
     figures = [line for line in read_metrics(run) if "validation/f1" in line]
-    for name in ("f1", "mean_iou", "count_accuracy"):
+    for name in FIGURES:
         first, last = (line[f"validation/{name}"] for line in (figures[0], figures[-1]))
         print(f"seed {seed}: validation {name} {first:.3f} -> {last:.3f} ({last - first:+.3f})", flush=True)
+
+
+def _run_folder(runs_dir: Path, seed: int) -> Path:
+    return runs_dir / f"nano-{seed}"
+
+
+def _draw_curves(runs_dir: Path, seeds: Sequence[int]) -> None:
+    """Validation figures over the steps, every seed in one picture, beside the runs."""
+    # Imported here: what comes before needs no matplotlib.
+    from dig_rl.reporting.plots import overlay
+
+    runs = {f"seed {seed}": read_metrics(_run_folder(runs_dir, seed)) for seed in seeds}
+    for name, title in FIGURES.items():
+        if picture := overlay(runs, f"validation/{name}", unit=title):
+            path = runs_dir / f"nano-{name.replace('_', '-')}.svg"
+            write_durably(path, picture)
+            print(f"curves: {path}", flush=True)
 
 
 def _train(recipe: NanoRecipe, name: str, start: Path, arguments: argparse.Namespace) -> Path:
