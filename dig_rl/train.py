@@ -53,8 +53,6 @@ class Inputs:
     validation: list[Example]
     """Empty without `evaluation.every_steps`."""
     curriculum: Curriculum
-    stage_configs: dict[str, Config]
-    """The config as it holds in each stage, by the stage's name."""
     plugin_hashes: dict[str, str]
 
 
@@ -74,8 +72,9 @@ def read_inputs(config: Config, root: Path) -> Inputs:
     if config.evaluation.every_steps is not None:
         validation = load_examples(data.path, data.validation_split, **options)[: config.evaluation.max_pairs]
     curriculum = open_curriculum(config, examples, root)
-    stage_configs = {stage.name: stage_config(config, stage) for stage in curriculum.stages}
-    return Inputs(examples, heldout, validation, curriculum, stage_configs, hash_plugins(config.reward, root))
+    for stage in curriculum.stages:
+        stage_config(config, stage)  # says which override cannot be carried out
+    return Inputs(examples, heldout, validation, curriculum, hash_plugins(config.reward, root))
 
 
 def train(config: Config, run: RunFolder, root: Path, *, allow_changed_plugins: bool = False) -> dict[str, Any]:
@@ -130,7 +129,7 @@ class Training:
         self._step = 0
         self._curriculum_state = self._curriculum.state_dict()  # as of the last finished step
         self._is_mid_step = False  # learner, log and curriculum disagree then
-        self._configured_stage: str | None = None  # whose settings the actors hold
+        self._configured: Config | None = None  # the settings that the actors hold
         self._validation_f1: dict[int, float] = {}
         """By step, as far as the run's metrics go."""
         self._saved_step = 0
@@ -174,13 +173,14 @@ class Training:
     def _train_one_step(self, tracker: Tracker, progress: TrainProgress) -> None:
         started = time.perf_counter()
         stage = self._curriculum.stage
-        if stage.name != self._configured_stage:
-            self._fleet.configure(self._inputs.stage_configs[stage.name])
-            self._configured_stage = stage.name
+        settings = stage_config(self._config, stage, self._curriculum.stage_done)
+        if settings != self._configured:
+            self._fleet.configure(settings)
+            self._configured = settings
         examples = self._curriculum.next_examples()
         collected = self._collect(examples, stage)
         groups, figures = collected.groups, collected.figures
-        self._record(groups, self._inputs.stage_configs[stage.name])
+        self._record(groups, settings)
         stage_end = self._curriculum.observe(groups)
         figures |= summarise_groups(groups) | summarise_dropped(collected.dropped, len(groups))
         figures |= summarise_answers(groups, thinking=self._config.policy.thinking)

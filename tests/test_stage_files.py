@@ -119,6 +119,22 @@ def test_overrides_change_the_named_settings_and_no_others() -> None:
     assert changed.model_copy(update={"learner": config.learner, "rollout": config.rollout}) == config
 
 
+def test_learning_rate_goes_in_a_straight_line_from_the_stages_start_to_its_end() -> None:
+    config = load_config([], ["learner.lr=8e-6"])
+    falling, rising = stage(overrides={"lr_end": 0.0}), stage(overrides={"lr": 1e-6, "lr_end": 3e-6})
+    rates = [stage_config(config, falling, done).learner.lr for done in (0, 0.25, 0.75)]
+    assert rates == pytest.approx([8e-6, 6e-6, 2e-6])
+    assert stage_config(config, rising, 0.5).learner.lr == pytest.approx(2e-6)
+    steps = Curriculum(
+        [stage(steps=4), stage(name="b", steps=None, until_step=6)], [example()], seed=0, prompts_per_step=1
+    )
+    shares = []
+    while not steps.finished:
+        shares.append(steps.stage_done)
+        steps.next_examples()
+    assert shares == [0, 0.25, 0.5, 0.75, 0, 0.5]
+
+
 @pytest.mark.parametrize(
     ("overrides", "settings", "message"),
     [
@@ -131,6 +147,11 @@ def test_overrides_change_the_named_settings_and_no_others() -> None:
             {"lr": 1e-5},
             ["learner.deepspeed.scheduler={type='WarmupLR'}"],
             r'stage "a", overrides.lr: learner.deepspeed sets an optimizer or scheduler',
+        ),
+        (
+            {"lr_end": 0},
+            ["learner.deepspeed.scheduler={type='WarmupLR'}"],
+            r'stage "a", overrides.lr_end: learner.deepspeed sets an optimizer or scheduler',
         ),
     ],
 )

@@ -27,7 +27,7 @@ differences = [2, 2]
 steps = 2
 replay = 0.5
 adaptive = {}
-overrides = { temperature = 0.7, lr = 4e-4, max_completion_tokens = 9, group_size = 3 }
+overrides = { temperature = 0.7, lr = 4e-4, lr_end = 2e-4, max_completion_tokens = 9, group_size = 3 }
 
 [[stages]]
 name = "back"
@@ -56,7 +56,7 @@ def test_settings_of_a_stage_hold_in_it_and_nowhere_else(runs: Path) -> None:
     lines = [line for line in read_metrics(runs / "run") if line["stage"] is not None]
     assert [line["stage"] for line in lines] == ["promoted", "changed", "changed", "back"]
     assert [line["curriculum/replay_frac"] for line in lines] == pytest.approx([0, 1 / 3, 2 / 3, 0])
-    assert [line["learner/lr"] for line in lines] == [1e-3, 4e-4, 4e-4, 1e-3]
+    assert [line["learner/lr"] for line in lines] == pytest.approx([1e-3, 4e-4, 3e-4, 1e-3])
     # The sampler's and the learner's temperature are the same, or their log-probabilities would be far apart.
     assert max(line["rollout/mismatch_kl"] for line in lines) < 1e-6
     lengths = [line["rollout/completion_tokens"] for line in lines]

@@ -71,15 +71,18 @@ def run_steps(folder: Path, engines: Any, *overrides: str) -> list[dict[str, Any
         for count in (1, 2)
         for index in range(6)
     ]
-    stages = load_stages(ROOT / config.curriculum)
-    curriculum = Curriculum(stages, examples, seed=config.seed, prompts_per_step=config.rollout.prompts_per_step)
+    curriculum = Curriculum(
+        load_stages(ROOT / config.curriculum),
+        examples,
+        seed=config.seed,
+        prompts_per_step=config.rollout.prompts_per_step,
+    )
     with (
         RunFolder.open(folder, "run", config) as run,
         Tracker(run.path, restored_step=None) as tracker,
         TrainProgress(3) as progress,
     ):
-        stage_configs = {stage.name: config for stage in stages}
-        inputs = Inputs(examples, [], [], curriculum, stage_configs, {})
+        inputs = Inputs(examples, [], [], curriculum, {})
         training = Training(config, run, inputs, engines, time.monotonic())
         for _ in range(3):
             training._train_one_step(tracker, progress)

@@ -104,6 +104,12 @@ class Curriculum:
         return min(self._stage_index, len(self._stages) - 1)
 
     @property
+    def stage_done(self) -> float:
+        """Share of the stage's steps that are behind, below 1; of its longest length if a promotion rule may end it."""
+        index = self.stage_index
+        return self._num_steps[index] / self._longest(index, sum(self._num_steps[:index]))
+
+    @property
     def finished(self) -> bool:
         """Whether every stage has ended."""
         return self._stage_index == len(self._stages)

@@ -64,6 +64,9 @@ class Overrides(_Table):
     """In place of `rollout.max_completion_tokens`, and not above it."""
     lr: float | None = Field(None, ge=0)
     """In place of `learner.lr`."""
+    lr_end: float | None = Field(None, ge=0)
+    """Where the learning rate goes from there, in a straight line over the stage's steps: the step after the last one
+    would have it."""
 
 
 class Stage(_Table):
@@ -181,8 +184,13 @@ def check_sequence(stages: Sequence[Stage], where: str) -> None:
         )
 
 
-def stage_config(config: Config, stage: Stage) -> Config:
+def stage_config(config: Config, stage: Stage, done: float = 0.0) -> Config:
     """The config of a run as it holds during one stage.
+
+    Args:
+        config: the run's own.
+        stage: the stage.
+        done: share of the stage's steps that are behind, from 0 to below 1.
 
     Raises:
         ConfigError: an override cannot be carried out.
@@ -195,12 +203,14 @@ def stage_config(config: Config, stage: Stage) -> Config:
             f"({config.rollout.max_completion_tokens}), which the context is checked for, found "
             f"{overrides['max_completion_tokens']}; raise the config's own value"
         )
-    if "lr" in overrides and not config.learner.lr_is_ours:
+    rates = [key for key in ("lr", "lr_end") if key in overrides]
+    if rates and not config.learner.lr_is_ours:
         raise ConfigError(
-            f"{where}.lr: learner.deepspeed sets an optimizer or scheduler of its own, which decides on the learning "
-            "rate; remove the override, or these tables"
+            f"{where}.{rates[0]}: learner.deepspeed sets an optimizer or scheduler of its own, which decides on "
+            "the learning rate; remove the override, or these tables"
         )
-    learner = {"lr": overrides.pop("lr")} if "lr" in overrides else {}
+    start, end = overrides.pop("lr", config.learner.lr), overrides.pop("lr_end", None)
+    learner = {"lr": start if end is None else start + (end - start) * done}
     return config.model_copy(
         update={
             "rollout": config.rollout.model_copy(update=overrides),
