@@ -102,9 +102,8 @@ def train(folder: Path, curriculum: str, monkeypatch: pytest.MonkeyPatch, stop: 
         for index in range(7)
     ]
     source = open_curriculum(config, examples, ROOT)
-    configs = {stage.name: config for stage in source.stages}
     engines = Engines(stop)
-    monkeypatch.setattr(loop, "read_inputs", lambda *_: loop.Inputs(examples, [], [], source, configs, {}))
+    monkeypatch.setattr(loop, "read_inputs", lambda *_: loop.Inputs(examples, [], [], source, {}))
     monkeypatch.setattr(loop, "Cluster", lambda *_: nullcontext())
     monkeypatch.setattr(loop, "launch_fleet", lambda *_: engines)
     monkeypatch.setattr(loop.Training, "_answer_greedily", answer_greedily)

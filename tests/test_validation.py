@@ -104,7 +104,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def read_inputs(config: Config, root: Path) -> training.Inputs:
         curriculum = open_curriculum(config, pairs("train", 8), root)
-        return training.Inputs(pairs("train", 8), [], pairs("validation", 4), curriculum, {"all": config}, {})
+        return training.Inputs(pairs("train", 8), [], pairs("validation", 4), curriculum, {})
 
     monkeypatch.setattr(training, "read_inputs", read_inputs)
     monkeypatch.setattr(training, "Cluster", lambda *args: nullcontext())
