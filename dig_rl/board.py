@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard.summary import custom_scalars, histogram, hparams, text
 
 from dig_rl.boxes import px_to_unit
@@ -37,7 +38,7 @@ _FIRST_PAGE: dict[str, dict[str, tuple[str, ...]]] = {
     "1 Does it learn?": {
         "reward": (r"reward/total$",),
         "reward terms": (r"reward/(?!total$|group_std$|failed_frac$)[^/]+$",),
-        "held-out and validation F1": (r"heldout/f1$", r"validation/f1$", r"answers/f1$"),
+        "F1: held-out, validation, sampled answers": (r"heldout/f1$", r"validation/f1$", r"answers/f1$"),
         "held-out and validation mean IoU": (r"heldout/mean_iou$", r"validation/mean_iou$"),
     },
     "2 How many changes?": {
@@ -74,8 +75,19 @@ def first_summaries(config: Config) -> list[Summary.Value]:
         category: {chart: ["Multiline", list(tags)] for chart, tags in charts.items()}
         for category, charts in _FIRST_PAGE.items()
     }
-    experiment, session_start, _ = hparams(_hyper_parameters(config), dict.fromkeys(_COMPARED, 0.0))
+    chosen = _hyper_parameters(config)
+    experiment, session_start, _ = hparams(chosen, dict.fromkeys(_COMPARED, 0.0))
+    _put_first(experiment.value[0], set(chosen.items()) - set(_hyper_parameters(Config()).items()))
     return [*custom_scalars(layout).value, *experiment.value, *session_start.value]
+
+
+def _put_first(experiment: Summary.Value, chosen: Set[tuple[str, Any]]) -> None:
+    """Mark what is not at its default: TensorBoard begins its long table with what is marked as differing."""
+    data = HParamsPluginData.FromString(experiment.metadata.plugin_data.content)
+    names = {name for name, _ in chosen}
+    for info in data.experiment.hparam_infos:
+        info.differs = info.name in names
+    experiment.metadata.plugin_data.content = data.SerializeToString()
 
 
 def stage_summaries(stage: str, figures: Mapping[str, float]) -> list[Summary.Value]:

@@ -52,8 +52,8 @@ class FamilyWarmupConfig(BaseModel):
     single_steps: int = Field(500, ge=0)
     """First steps, on pairs with one change."""
     label_slack: float = Field(0.0, ge=0)
-    """Each side of a training box lies further out, at random, by up to this share of the box's width or height: loose
-    labels, as hasty hands draw them. Validation keeps the exact ones."""
+    """Each side of a training box lies further out, at random, by up to this share of the box's width or height and by
+    half of it most often: loose labels, as hasty hands draw them. Validation keeps the exact ones."""
     hints: bool = True
     """Beside the answer, the tokens of the second image learn to say whether their square is changed."""
     bfloat16: bool = True

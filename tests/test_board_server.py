@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from dig_rl.board import evaluation_summaries, first_summaries, stage_summaries
-from dig_rl.config import Config
+from dig_rl.config import load_config
 from dig_rl.tracking import Tracker
 from tests.browser import Browser
 from tests.test_board import BOX, answer, make_pairs
@@ -31,7 +31,7 @@ DEADLINE_S = 120
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     runs = tmp_path_factory.mktemp("runs")
     (runs / "first").mkdir()
-    examples, config = make_pairs(runs, 2), Config()
+    examples, config = make_pairs(runs, 2), load_config([], ["rollout.group_size=4"])
     answers = [answer(example, BOX) for example in examples]
     with Tracker(runs / "first", restored_step=None, head=first_summaries(config)) as tracker:
         for step in range(1, 6):
@@ -81,7 +81,8 @@ def test_every_page_has_what_the_run_wrote(address: str) -> None:
     assert ask(address, "text/tags")[RUN] == ["validation_answers/pairs/text_summary"]
     assert "validation_histograms/count_error" in ask(address, "histograms/tags")[RUN]
     experiment = ask(address, "hparams/experiment", {"experimentName": ""})
-    assert "learner.lr" in [info["name"] for info in experiment["hparamInfos"]]
+    names = [info["name"] for info in experiment["hparamInfos"]]
+    assert "learner.lr" in names and names.index("rollout.group_size") < names.index("alarms.duplicates")
 
 
 WIDE = "[...walk(document)].filter(one => one.tagName === 'path' && one.getBoundingClientRect().width > 60).length"

@@ -85,6 +85,8 @@ def test_loose_labels_lie_outside_the_exact_ones_and_in_the_picture() -> None:
     limits = np.array([[10.0, 2.0, 10.0, 2.0], [0.0, 0.0, 5.0, 5.0]])  # the second box lies in a corner
     assert (outwards >= 0).all() and (outwards <= limits).all()
     assert (outwards.min(axis=0) <= 0.1 * limits).all() and (outwards.max(axis=0) >= 0.9 * limits).all()
+    middle = (outwards >= 0.25 * limits) & (outwards <= 0.75 * limits)
+    assert (abs(middle.mean(axis=0) - 0.75)[limits > 0] < 0.06).all()  # 0.5 if all were equally likely
     assert (loosened(boxes, 0.0, (42, 24), np.random.default_rng(0)) == boxes).all()
 
 
