@@ -92,8 +92,8 @@ class FamilyCollator:
             levels: answers are rounded to multiples of 1000 / levels.
             batch_size: items of one step.
             single_steps: in the first steps pairs have one change, then 1, 2, 3, ... in turn.
-            label_slack: sides of training boxes move outwards by up to this share of the box's width or height, by half of
-                it most often.
+            label_slack: sides of training boxes move outwards by up to this share of the box's width or height, most
+                often by half of it.
             hints: label the second image's tokens as changed or not, beside the answer.
             seed: decides all draws.
         """
@@ -167,8 +167,8 @@ class FamilyCollator:
 def loosened(boxes_px: np.ndarray, share: float, size_px: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """Boxes whose sides each lie further out by up to a share of the box's width or height, but in the picture.
 
-    Half the share is likeliest (the mean of two uniform draws): a habit with a peak, which greedy answers show. Were all
-    moves equally likely, the best of several nearly equal tokens would be written, and any update could change which.
+    Half the share is likeliest (the mean of two uniform draws): a habit with a peak, which greedy answers show. Were
+    all moves equally likely, several tokens would be nearly as good, and any update could change which is the best.
 
     Args:
         boxes_px: `[N, 4]` in pixels.
