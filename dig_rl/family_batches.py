@@ -80,6 +80,7 @@ class FamilyCollator:
         batch_size: int,
         single_steps: int,
         label_slack: float,
+        overlooked: float,
         hints: bool,
         seed: int,
     ) -> None:
@@ -94,12 +95,13 @@ class FamilyCollator:
             single_steps: in the first steps pairs have one change, then 1, 2, 3, ... in turn.
             label_slack: sides of training boxes move outwards by up to this share of the box's width or height, most
                 often by half of it.
+            overlooked: chance of each change to be missing in its label, which keeps one at least.
             hints: label the second image's tokens as changed or not, beside the answer.
             seed: decides all draws.
         """
         self._frontend, self._pool, self._examples = frontend, pool, examples
         self._levels, self._batch_size, self._single_steps = levels, batch_size, single_steps
-        self._label_slack, self._hints, self._seed = label_slack, hints, seed
+        self._label_slack, self._overlooked, self._hints, self._seed = label_slack, overlooked, hints, seed
         self._prompt = frontend.encode(examples[0])["input_ids"][0]
         tokenizer = frontend.processor.tokenizer
         self._end, self._pad = tokenizer.eos_token, frontend.pad_token_id
@@ -138,7 +140,8 @@ class FamilyCollator:
         count = counts[0] if item < self._single_steps * self._batch_size else counts[item % len(counts)]
         rng = np.random.default_rng([self._seed, item])
         images, boxes = self._pool.draw(rng, count)
-        return images, loosened(boxes, self._label_slack, (images.shape[2], images.shape[1]), rng)
+        boxes = loosened(boxes, self._label_slack, (images.shape[2], images.shape[1]), rng)
+        return images, some_overlooked(boxes, self._overlooked, rng)
 
     def _example(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         example = self._examples[index]
@@ -179,6 +182,14 @@ def loosened(boxes_px: np.ndarray, share: float, size_px: tuple[int, int], rng: 
     outwards_px = np.tile(boxes_px[:, 2:] - boxes_px[:, :2], 2) * [-1, -1, 1, 1]
     moved: np.ndarray = boxes_px + rng.uniform(0, share, (2, *boxes_px.shape)).mean(axis=0) * outwards_px
     return np.clip(moved, 0.0, np.tile(size_px, 2))
+
+
+def some_overlooked(boxes_px: np.ndarray, chance: float, rng: np.random.Generator) -> np.ndarray:
+    """Boxes `[N, 4]` without those that hasty eyes miss, each with this chance; one at least stays."""
+    kept = rng.random(len(boxes_px)) >= chance
+    if not kept.any() and len(boxes_px):
+        kept[rng.integers(len(boxes_px))] = True
+    return boxes_px[kept]
 
 
 def covered_squares(boxes_px: np.ndarray, size_px: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:

@@ -54,6 +54,8 @@ class FamilyWarmupConfig(BaseModel):
     label_slack: float = Field(0.0, ge=0)
     """Each side of a training box lies further out, at random, by up to this share of the box's width or height and by
     half of it most often: loose labels, as hasty hands draw them. Validation keeps the exact ones."""
+    overlooked: float = Field(0.0, ge=0, lt=1)
+    """Chance of each change of a training pair to be missing in its label, which keeps one at least."""
     hints: bool = True
     """Beside the answer, the tokens of the second image learn to say whether their square is changed."""
     bfloat16: bool = True
@@ -99,6 +101,7 @@ def warm_up_on_families(
         batch_size=settings.batch_size,
         single_steps=settings.single_steps,
         label_slack=settings.label_slack,
+        overlooked=settings.overlooked,
         hints=settings.hints,
         seed=settings.seed,
     )

@@ -15,7 +15,7 @@ from dig_rl.boxes import px_to_unit
 from dig_rl.config import PolicyConfig
 from dig_rl.datagen.family_shards import FamilyShard
 from dig_rl.errors import DataError
-from dig_rl.family_batches import IGNORED, FamilyCollator, PairPool, covered_squares, loosened
+from dig_rl.family_batches import IGNORED, FamilyCollator, PairPool, covered_squares, loosened, some_overlooked
 from dig_rl.muon import MuonWithAdamW
 from dig_rl.policy.load import load_frontend
 from dig_rl.prompts import format_answer
@@ -90,6 +90,16 @@ def test_loose_labels_lie_outside_the_exact_ones_and_in_the_picture() -> None:
     assert (loosened(boxes, 0.0, (42, 24), np.random.default_rng(0)) == boxes).all()
 
 
+def test_some_changes_are_overlooked_but_never_all() -> None:
+    boxes = np.arange(16.0).reshape(4, 4)
+    left = [some_overlooked(boxes, 0.5, np.random.default_rng(seed)) for seed in range(500)]
+    assert {len(kept) for kept in left} == {1, 2, 3, 4}
+    assert np.mean([len(kept) for kept in left]) == pytest.approx(2 + 1 / 16, abs=0.15)  # none would be 1 in 16
+    assert all(kept.tolist() == [box for box in boxes.tolist() if box in kept.tolist()] for kept in left)  # in order
+    assert some_overlooked(boxes, 0.0, np.random.default_rng(0)).tolist() == boxes.tolist()
+    assert some_overlooked(boxes[:0], 0.5, np.random.default_rng(0)).shape == (0, 4)
+
+
 @pytest.fixture
 def validation(tmp_path: Path) -> list[Example]:
     from PIL import Image
@@ -108,6 +118,7 @@ def collator(policy: Path, validation: list[Example], **changes: Any) -> FamilyC
         "batch_size": 2,
         "single_steps": 1,
         "label_slack": 0.0,
+        "overlooked": 0.0,
         "hints": True,
         "seed": 7,
     } | changes
