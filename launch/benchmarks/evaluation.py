@@ -6,26 +6,23 @@ import json
 from typing import Any
 
 from launch.benchmarks.measurement import Measurement, Request
-from launch.benchmarks.training import answering_policy, run_module
+from launch.benchmarks.training import run_module
 from launch.evaluate import EVALUATION_FILE
 
 NUM_PAIRS = 200
 MAX_SECONDS = 60.0
-_PAIRS = "launch/benchmarks/evaluation_pairs.toml"
 
 
 def eval_outside_vllm_share(request: Request) -> Measurement:
     """Share of `make eval` on 200 pairs that is spent outside vLLM, once the engine has started.
 
-    With a run, its policy is evaluated; without, one of dig-nano's size that can answer.
+    With a run, its policy is evaluated; without, dig-nano as it ships.
     """
-    data = request.runs_dir / "bench" / "evaluation" / "data"
-    if not (data / "manifest.json").exists():
-        run_module("launch.data", "--config", _PAIRS, "--out", str(data))
-    checkpoint = request.runs_dir / request.run if request.run else answering_policy(request)
-    out = request.runs_dir / "bench" / "evaluation" / "out"
-    where = ["--data", str(data), "--split", "test", "--out", str(out)]
-    run_module("launch.evaluate", "--checkpoint", str(checkpoint), *where, "--set", f"evaluation.max_pairs={NUM_PAIRS}")
+    checkpoint = str(request.runs_dir / request.run) if request.run else "nano/policy"
+    out = request.runs_dir / "bench" / "evaluation"
+    run_module(
+        "launch.evaluate", "--checkpoint", checkpoint, "--data", "nano/data", "--split", "test", "--out", str(out)
+    )
     return as_measurement(json.loads((out / EVALUATION_FILE).read_text(encoding="utf-8")))
 
 
