@@ -66,7 +66,8 @@ The paper's two ablations (arXiv 2512.12633) with dig-nano on Blender's pairs, a
 what is missing and writes this page and its plots from [ablations.json](ablations.json) alone: change nothing here.
 
 - Every arm begins with the same policy and differs from `all` in what its row says. Budget of each: {budget}.
-- Figures are greedy answers to the whole held-out split, which nothing was chosen by; F1 at IoU 0.5.
+- Figures are greedy answers to the whole held-out split, F1 at IoU 0.5. Settings were chosen on the validation split
+  ([nano.md](nano.md)).
 - Seeds ({seeds}) decide draws and sampling. Means over seeds have {level:.0%} confidence intervals (Student's t). These
   know of seeds alone: with another policy or other held-out pairs, figures may differ by more.
 - *Reproduced*: the interval of the difference by seed lies above 0. *Reversed*: below. *Not shown*: it holds 0, or
