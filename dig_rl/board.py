@@ -75,16 +75,15 @@ def first_summaries(config: Config) -> list[Summary.Value]:
         category: {chart: ["Multiline", list(tags)] for chart, tags in charts.items()}
         for category, charts in _FIRST_PAGE.items()
     }
-    chosen = _hyper_parameters(config)
+    chosen, defaults = _hyper_parameters(config), _hyper_parameters(Config())
     experiment, session_start, _ = hparams(chosen, dict.fromkeys(_COMPARED, 0.0))
-    _put_first(experiment.value[0], set(chosen.items()) - set(_hyper_parameters(Config()).items()))
+    _put_first(experiment.value[0], {name for name, value in chosen.items() if defaults.get(name) != value})
     return [*custom_scalars(layout).value, *experiment.value, *session_start.value]
 
 
-def _put_first(experiment: Summary.Value, chosen: Set[tuple[str, Any]]) -> None:
-    """Mark what is not at its default: TensorBoard begins its long table with what is marked as differing."""
+def _put_first(experiment: Summary.Value, names: Set[str]) -> None:
+    """Mark hyper-parameters as differing, with which TensorBoard begins its long table."""
     data = HParamsPluginData.FromString(experiment.metadata.plugin_data.content)
-    names = {name for name, _ in chosen}
     for info in data.experiment.hparam_infos:
         info.differs = info.name in names
     experiment.metadata.plugin_data.content = data.SerializeToString()
