@@ -23,9 +23,18 @@ def read_layers(paths: Sequence[str | Path], overrides: Sequence[str]) -> dict[s
     merged: dict[str, Any] = {}
     for path in paths:
         merged = _merge(merged, _read_layer(path))
-    for override in overrides:
-        merged = _merge(merged, _parse_override(override))
-    return merged
+    return with_overrides(merged, overrides)
+
+
+def with_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """`values` with each `section.key=value` merged in; a value is TOML, or else the text as it stands.
+
+    Raises:
+        ConfigError: one has no key, or no equals sign.
+    """
+    for one in overrides:
+        values = _merge(values, _parse_override(one))
+    return values
 
 
 def build(model: type[S], values: dict[str, Any], where: str) -> S:

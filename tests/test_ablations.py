@@ -20,6 +20,13 @@ CONTRACT = {
     "curriculum": ["mixed_only", "single_only", "single_dual", "staged", "adaptive"],
     "control": ["shuffled_labels", "blank_image_b", "sft_more"],
 }
+REASONS = {
+    "format_iou_matched": ("format_iou", "iou", {"iou_reduction": "matched"}),
+    "all_matched": ("all", "iou", {"iou_reduction": "matched"}),
+    "staged_strict": ("format_f1", "f1", {"match_iou": 0.75}),
+    "mixed_only_strict": ("format_f1", "f1", {"match_iou": 0.75}),
+}
+"""Arms that test why an ordering may not come out: the arm whose reward they share, all but arguments of one term."""
 
 
 @pytest.fixture
@@ -31,7 +38,7 @@ def test_shipped_recipe_has_the_arms_of_the_contract() -> None:
     recipe = load_recipe(SHIPPED)
     for axis, names in CONTRACT.items():
         there = {name for name, arm in recipe.arms.items() if arm.axis == axis}
-        assert there - {"sft_exact"} == set(names)
+        assert there - REASONS.keys() - {"sft_exact"} == set(names)
         assert there == {arm.name for arm in ARMS[axis]}  # each has its row in the report
     assert len(recipe.seeds) >= 3
 
@@ -39,7 +46,7 @@ def test_shipped_recipe_has_the_arms_of_the_contract() -> None:
 def test_runs_that_decide_the_orderings_come_first_seed_by_seed(world: Path) -> None:
     runs = plan_runs(shipped(world, seeds=(0, 1)), ROOT)
     deciding = ["all", "format", "format_iou", "format_f1", "mixed_only", "single_only", "single_dual"]
-    others = ["adaptive", "shuffled_labels", "blank_image_b", "sft_more", "sft_exact"]
+    others = [*REASONS, "adaptive", "shuffled_labels", "blank_image_b", "sft_more", "sft_exact"]
     assert [run.name for run in runs] == [
         *(f"{arm}-{seed}" for seed in (0, 1) for arm in deciding),
         *(f"{arm}-{seed}" for seed in (0, 1) for arm in others),
@@ -50,7 +57,7 @@ def test_runs_that_decide_the_orderings_come_first_seed_by_seed(world: Path) -> 
 
 
 def test_every_arm_differs_from_the_full_method_in_one_thing(world: Path) -> None:
-    by_arm = {run.arm: run for run in plan_runs(shipped(world), ROOT, seeds=[0])}
+    by_arm = {run.arm: run for run in plan_runs(shipped(world), ROOT, seeds=[0]) if run.arm not in REASONS}
     full = by_arm["all"].config
     weights = {
         name: {key: term.weight for key, term in run.config.reward.terms.items()} for name, run in by_arm.items()
@@ -69,6 +76,17 @@ def test_every_arm_differs_from_the_full_method_in_one_thing(world: Path) -> Non
     used = {name: Path(run.config.curriculum).stem for name, run in by_arm.items()}
     curricula = ("mixed_only", "single_only", "single_dual", "adaptive")
     assert used == {name: name if name in curricula else "staged" for name in by_arm}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_arms_that_test_a_reason_differ_in_arguments_of_one_term(world: Path, name: str) -> None:
+    like, term, arguments = REASONS[name]
+    with_reason, without = planned(world, name).config, planned(world, like).config
+    terms = dict(without.reward.terms)
+    terms[term] = terms[term].model_copy(update={"kwargs": arguments})
+    assert with_reason.reward.terms == terms
+    curriculum = "curricula/mixed_only.toml" if name.startswith("mixed_only") else without.curriculum
+    assert with_reason == without.model_copy(update={"reward": with_reason.reward, "curriculum": curriculum})
 
 
 def test_weights_replace_terms_and_keep_what_the_config_says_of_them(world: Path) -> None:

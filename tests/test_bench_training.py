@@ -63,20 +63,35 @@ def test_sharing_a_prompt_is_held_against_repeating_it(seconds: dict[str, Any]) 
     assert training.shared_prefix_vs_plain(REQUEST).ratio == pytest.approx(3.5)
 
 
-def test_a_step_that_learned_nothing_is_not_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("dropped", "expected"),
+    [
+        ([1, 1, 0, 0, 0], 4.0),  # the first two steps are never timed
+        ([0, 0, 0, 0.25, 0], 4.0),  # 3 and 5 s are left
+        ([0, 0, 0, 0.25, 1], None),
+    ],
+)
+def test_steps_that_learned_from_fewer_groups_are_not_timed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dropped: list[float], expected: float | None
+) -> None:
     monkeypatch.undo()
 
     def run(*_: str) -> str:
         folder = tmp_path / "runs" / "step"
         folder.mkdir(parents=True)
-        lines = [{"step": step, "timing/step_s": 1.0, "timing/learn_s": 0.5} for step in range(1, 5)]
-        del lines[3]["timing/learn_s"]
+        lines = [
+            {"step": step, "timing/step_s": float(step), "groups/dropped_frac": share}
+            for step, share in enumerate(dropped, start=1)
+        ]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         return ""
 
     monkeypatch.setattr(training, "run_module", run)
-    with pytest.raises(DigRlError, match="nothing to learn from"):
-        training._step_s(tmp_path)
+    if expected:
+        assert training._step_s(tmp_path) == expected
+    else:
+        with pytest.raises(DigRlError, match="2 of 3 steps dropped groups without signal"):
+            training._step_s(tmp_path)
 
 
 def test_an_evaluations_share_outside_vllm_is_of_all_that_follows_the_engines_start() -> None:

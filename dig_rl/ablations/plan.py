@@ -15,7 +15,7 @@ from dig_rl.config import Config
 from dig_rl.curriculum import load_stages, open_curriculum, stage_config
 from dig_rl.data import METADATA_NAME, load_examples
 from dig_rl.errors import ConfigError, PolicyError
-from dig_rl.layers import build, read_layers
+from dig_rl.layers import build, read_layers, with_overrides
 from dig_rl.types import Example
 
 SUPERVISED_FILE = "supervised.json"
@@ -194,7 +194,7 @@ def _config(recipe: AblationRecipe, name: str, arm: ArmRecipe, seed: int, base: 
     values = base.model_dump()
     values["reward"]["terms"] = {term: values["reward"]["terms"][term] | {"weight": w} for term, w in weights.items()}
     values |= {"seed": seed, "curriculum": arm.curriculum or recipe.curriculum}
-    return build(Config, values, where=f"{recipe.config} with the settings of arm {name}")
+    return build(Config, with_overrides(values, arm.set), where=f"{recipe.config} with the settings of arm {name}")
 
 
 def _contents(config: Config) -> dict[str, str]:

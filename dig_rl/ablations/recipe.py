@@ -28,6 +28,8 @@ class ArmRecipe(_Table):
     """Weights of the reward's terms, in place of the recipe's; terms that are not named are left out."""
     curriculum: str | None = None
     """Stage file, in place of the recipe's."""
+    set: tuple[str, ...] = ()
+    """`section.key=value` overrides of its own, after everything else."""
     control: Control | None = None
     """What is done to the data, or in place of GRPO."""
     minutes_of: str | None = None
@@ -46,7 +48,7 @@ class ArmRecipe(_Table):
             raise ValueError('minutes_of belongs to control = "sft_more", which needs it')
         if self.training and self.control != "sft_more":
             raise ValueError('training belongs to control = "sft_more"')
-        changes = (self.reward_weights, self.curriculum, self.control)
+        changes = (self.reward_weights, self.curriculum, self.set or None, self.control)
         if self.same_run_as is not None and any(change is not None for change in changes):
             raise ValueError("an arm with same_run_as has no settings of its own")
         return self

@@ -1,7 +1,7 @@
 """What `make bench` times in a process of its own: `python -m launch.benchmarks.step_parts PART FOLDER KEY=VALUE ...`.
 
 PART is `generate` (vLLM alone), `learn` (forward and backward passes and Adam in plain PyTorch, no Ray, no DeepSpeed)
-or `trl` (whole steps of TRL's `GRPOTrainer`). FOLDER holds `data/` and `policy/`. Prints seconds of each step as JSON.
+or `trl` (whole steps of TRL's `GRPOTrainer`). FOLDER holds `policy/`. Prints seconds of each step as JSON.
 """
 
 from __future__ import annotations
@@ -25,14 +25,19 @@ ANSWERS = "answers.json"
 
 
 def config_of(folder: Path, *settings: str) -> Config:
-    """The benchmark's config on the data and policy of `folder`."""
-    paths = {"data.path": folder / "data", "policy.path": folder / "policy"}
-    return load_config([CONFIG], [*(f"{key}={json.dumps(str(path))}" for key, path in paths.items()), *settings])
+    """The benchmark's config with the policy of `folder`."""
+    return load_config([CONFIG], [f"policy.path={json.dumps(str(policy_of(folder)))}", *settings])
+
+
+def policy_of(folder: Path) -> Path:
+    """Where the policy is."""
+    return folder / "policy"
 
 
 def pairs_of(config: Config) -> list[Example]:
-    """The pairs of one step."""
-    return load_examples(config.data.path, config.data.train_split)[: config.rollout.prompts_per_step]
+    """Pairs for one step, with few and with many changes, as a step of training has them."""
+    examples, wanted = load_examples(config.data.path, config.data.train_split), config.rollout.prompts_per_step
+    return examples[:: len(examples) // wanted][:wanted]
 
 
 def generate(config: Config, folder: Path) -> list[float]:

@@ -12,7 +12,7 @@ from statistics import median
 from dig_rl.errors import DigRlError
 from dig_rl.metrics import read_metrics
 from launch.benchmarks.measurement import Measurement, Request
-from launch.benchmarks.step_parts import ANSWERS, CONFIG
+from launch.benchmarks.step_parts import ANSWERS, CONFIG, policy_of
 
 MIN_SPEEDUP = 3.0
 MAX_OVERHEAD = 1.15
@@ -97,47 +97,41 @@ def peak_logprob_mib(_request: Request) -> Measurement:
     )
 
 
-def answering_policy(request: Request) -> Path:
-    """Folder of a policy of 3 million parameters that answers in the right form, made once."""
-    folder = _folder(request)
-    data, start, policy = folder / "data", folder / "start", folder / "policy"
-    if not (data / "manifest.json").exists():
-        run_module("launch.data", "--config", "launch/configs/data/demo.toml", "--out", str(data), "--count", "24")
+def _world(request: Request) -> Path:
+    """A policy that answers in the right form, and its answers, made once: what cannot be read teaches nothing."""
+    folder = request.runs_dir / "bench" / "training"
+    start, policy = folder / "start", policy_of(folder)
     if not (start / "config.json").exists():
         run_module("launch.policy", "--out", str(start))
     if not (policy / "config.json").exists():
-        settings = [*_paths(folder), f"warmup.start={json.dumps(str(start))}"]
+        settings = [_path("policy.path", policy), _path("warmup.start", start)]
         run_module("launch.warmup", "--config", CONFIG, "--set", *settings)
-    return policy
-
-
-def _world(request: Request) -> Path:
-    """Pairs, and a policy that answers in the right form, made once: what cannot be read teaches nothing."""
-    folder = _folder(request)
-    answering_policy(request)
     if not (folder / ANSWERS).exists():
         _part("generate", folder)
     return folder
 
 
-def _folder(request: Request) -> Path:
-    return request.runs_dir / "bench" / "training"
-
-
-def _paths(folder: Path) -> list[str]:
-    paths = {"data.path": folder / "data", "policy.path": folder / "policy"}
-    return [f"{key}={json.dumps(str(path))}" for key, path in paths.items()]
+def _path(key: str, path: Path) -> str:
+    return f"{key}={json.dumps(str(path))}"
 
 
 def _step_s(folder: Path) -> float:
-    """Median seconds of a step of a real run, started anew, since an old one would measure old code."""
+    """Median seconds of a step of a real run, started anew, since an old one would measure old code.
+
+    Steps that learned from some of their groups only are left out: TRL learns from all, and so do the parts alone.
+    """
     runs = folder / "runs"
     shutil.rmtree(runs, ignore_errors=True)
-    run_module("launch.train", "--run", "step", "--runs-dir", str(runs), "--config", CONFIG, "--set", *_paths(folder))
+    settings = ["--config", CONFIG, "--set", _path("policy.path", policy_of(folder))]
+    run_module("launch.train", "--run", "step", "--runs-dir", str(runs), *settings)
     steps = [line for line in read_metrics(runs / "step") if "timing/step_s" in line][WARM_UP_STEPS:]
-    if any("timing/learn_s" not in line for line in steps):
-        raise DigRlError(f"{runs / 'step'}: a step had nothing to learn from, so it cannot be timed; remove {folder}")
-    return median(line["timing/step_s"] for line in steps)
+    whole = [line["timing/step_s"] for line in steps if line["groups/dropped_frac"] == 0]
+    if 2 * len(whole) < len(steps):
+        raise DigRlError(
+            f"{runs / 'step'}: {len(steps) - len(whole)} of {len(steps)} steps dropped groups without signal, so they "
+            f"had less to learn from than what they are held against; remove {folder} and measure again"
+        )
+    return median(whole)
 
 
 def _part(part: str, folder: Path, *options: str) -> list[float]:
