@@ -35,7 +35,7 @@ ARMS: dict[Axis, tuple[Arm, ...]] = {
         Arm("single_dual", "1 change, then 2"),
         Arm("staged", "1 change, then 2, then 1 to 4; the run of `all`"),
         Arm("adaptive", "as staged, with promotion, replay and adaptive draws"),
-        Arm("mixed_only_strict", "as `mixed_only`, with format 0.1 and F1 at IoU 0.75 0.9"),
+        Arm("mixed_only_strict", "as `mixed_only`, with format 0.1, F1 0.9 (found: IoU of 0.75)"),
         Arm("staged_strict", "as `staged`, with these"),
     ),
     "control": (
@@ -71,7 +71,7 @@ REASONS: dict[Axis, Reason] = {
     ),
     "curriculum": Reason(
         "nothing is sparse here: the policy is paid about half from the start, whatever the number of changes, so an "
-        "easy beginning has nothing to make possible. With a reward that it hardly ever gets, then:",
+        "easy beginning has nothing to make possible. With a stricter reward, then:",
         (Claim("mixed_only_strict", "staged_strict"),),
     ),
 }
