@@ -145,8 +145,8 @@ tensorboard: setup ## curves, pictures and answers of all runs on http://127.0.0
 	@echo "Begin with http://127.0.0.1:6006/#custom_scalars (docs/tensorboard.md)"
 	@.venv/bin/tensorboard --logdir runs --host 127.0.0.1 --samples_per_plugin images=200,text=200
 
-# A file of tests stays in one process, so that what its tests share is made once.
-IN_PARALLEL = -n 2 --dist loadfile
+# A file of tests stays in one process, so that what its tests share is made once. Their order: tests/conftest.py.
+IN_PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 test: setup setup-blender ## all tests but the long ones, under 20 minutes
 	@$(PY) -m pytest $(IN_PARALLEL) -m "not long"
 

@@ -7,6 +7,7 @@ would have seen.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import get_args
 
 import numpy as np
@@ -15,15 +16,29 @@ import torch
 from dig_rl.boxes import px_to_unit
 from dig_rl.datagen.family_shards import FamilyShard
 from dig_rl.errors import DataError
+from dig_rl.image_files import GRAY
 from dig_rl.looks import LookKind, apply_look, draw_look
 from dig_rl.policy.load import PolicyFrontend, load_images
 from dig_rl.prompts import format_answer
-from dig_rl.types import Example
+from dig_rl.types import Example, Look
 
 IGNORED = -100
 """Label of a token without loss."""
 HINT_SHARE = 0.25
 """An image token is hinted as changed when a box covers at least this share of its square."""
+
+
+@dataclass(frozen=True)
+class DrawnPair:
+    """A pair under a look; all boxes `[N, 4]`."""
+
+    images: np.ndarray
+    """`[2, H, W, 3]` uint8 sRGB."""
+    changed_xyxy_px: np.ndarray
+    unchanged_xyxy_px: np.ndarray
+    """Objects seen in both images as they were, around what either shows of them."""
+    first_xyxy_px: np.ndarray
+    """Everything that the first image shows."""
 
 
 class PairPool:
@@ -50,21 +65,25 @@ class PairPool:
         """Pairs, swaps and mirror images not counted."""
         return len(self._row)
 
-    def draw(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """A random pair with `count` changes, swapped and with its colour channels reordered at random.
-
-        Returns:
-            Both pictures `[2, H, W, 3]` uint8, and boxes `[count, 4]` in pixels.
-        """
+    def draw(self, rng: np.random.Generator, count: int) -> DrawnPair:
+        """A random pair with `count` changes, swapped, mirrored and with its colour channels reordered at random."""
         candidates = self._by_count[count]
         chosen = candidates[int(rng.integers(len(candidates)))]
         shard, row = self._shards[self._owner[chosen]], self._row[chosen]
-        images = shard.images[shard.pairs[row]]
-        boxes = shard.boxes_xyxy_px[row, :count].astype(np.float64)
+        pictures = shard.pairs[row]
+        images = shard.images[pictures]
         look = draw_look(rng, get_args(LookKind))
-        if look.mirror:
-            boxes[:, [0, 2]] = images.shape[2] - boxes[:, [2, 0]]
-        return np.ascontiguousarray(apply_look(images, look)), boxes
+        states, objects = shard.states[pictures], shard.objects_xyxy_px[pictures]
+        seen = ~np.isnan(objects).any(axis=2)
+        unchanged = objects[:, (states[0] == states[1]) & seen.all(axis=0)]
+        around = np.concatenate([unchanged[..., :2].min(axis=0), unchanged[..., 2:].max(axis=0)], axis=-1)
+        first = int(look.swap)
+        return DrawnPair(
+            images=np.ascontiguousarray(apply_look(images, look)),
+            changed_xyxy_px=_under_look(shard.boxes_xyxy_px[row, :count], look, images.shape[2]),
+            unchanged_xyxy_px=_under_look(around, look, images.shape[2]),
+            first_xyxy_px=_under_look(objects[first, seen[first]], look, images.shape[2]),
+        )
 
 
 class FamilyCollator:
@@ -79,8 +98,8 @@ class FamilyCollator:
         levels: int,
         batch_size: int,
         single_steps: int,
-        label_slack: float,
-        overlooked: float,
+        imagined: float,
+        blind: float,
         hints: bool,
         seed: int,
     ) -> None:
@@ -93,15 +112,14 @@ class FamilyCollator:
             levels: answers are rounded to multiples of 1000 / levels.
             batch_size: items of one step.
             single_steps: in the first steps pairs have one change, then 1, 2, 3, ... in turn.
-            label_slack: sides of training boxes move outwards by up to this share of the box's width or height, most
-                often by half of it.
-            overlooked: chance of each change to be missing in its label, which keeps one at least.
+            imagined: chance of each object that did not change to be in the label too.
+            blind: chance of a training pair to have a gray second image, and all that the first one shows as its label.
             hints: label the second image's tokens as changed or not, beside the answer.
             seed: decides all draws.
         """
         self._frontend, self._pool, self._examples = frontend, pool, examples
         self._levels, self._batch_size, self._single_steps = levels, batch_size, single_steps
-        self._label_slack, self._overlooked, self._hints, self._seed = label_slack, overlooked, hints, seed
+        self._imagined, self._blind, self._hints, self._seed = imagined, blind, hints, seed
         self._prompt = frontend.encode(examples[0])["input_ids"][0]
         tokenizer = frontend.processor.tokenizer
         self._end, self._pad = tokenizer.eos_token, frontend.pad_token_id
@@ -139,9 +157,11 @@ class FamilyCollator:
         counts = self._pool.counts
         count = counts[0] if item < self._single_steps * self._batch_size else counts[item % len(counts)]
         rng = np.random.default_rng([self._seed, item])
-        images, boxes = self._pool.draw(rng, count)
-        boxes = loosened(boxes, self._label_slack, (images.shape[2], images.shape[1]), rng)
-        return images, some_overlooked(boxes, self._overlooked, rng)
+        pair = self._pool.draw(rng, count)
+        imagined = pair.unchanged_xyxy_px[rng.random(len(pair.unchanged_xyxy_px)) < self._imagined]
+        if rng.random() < self._blind:
+            return np.stack([pair.images[0], np.full_like(pair.images[1], GRAY)]), pair.first_xyxy_px
+        return pair.images, np.concatenate([pair.changed_xyxy_px, imagined])
 
     def _example(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         example = self._examples[index]
@@ -167,29 +187,9 @@ class FamilyCollator:
             labels[index, after_second_image] = torch.where(changed.flatten(), self._changed, self._unchanged)
 
 
-def loosened(boxes_px: np.ndarray, share: float, size_px: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Boxes whose sides each lie further out by up to a share of the box's width or height, but in the picture.
-
-    Half the share is likeliest (the mean of two uniform draws): a habit with a peak, which greedy answers show. Were
-    all moves equally likely, several tokens would be nearly as good, and any update could change which is the best.
-
-    Args:
-        boxes_px: `[N, 4]` in pixels.
-        share: 0 leaves the boxes as they are.
-        size_px: (width, height) of the picture.
-        rng: source of the moves.
-    """
-    outwards_px = np.tile(boxes_px[:, 2:] - boxes_px[:, :2], 2) * [-1, -1, 1, 1]
-    moved: np.ndarray = boxes_px + rng.uniform(0, share, (2, *boxes_px.shape)).mean(axis=0) * outwards_px
-    return np.clip(moved, 0.0, np.tile(size_px, 2))
-
-
-def some_overlooked(boxes_px: np.ndarray, chance: float, rng: np.random.Generator) -> np.ndarray:
-    """Boxes `[N, 4]` without those that hasty eyes miss, each with this chance; one at least stays."""
-    kept = rng.random(len(boxes_px)) >= chance
-    if not kept.any() and len(boxes_px):
-        kept[rng.integers(len(boxes_px))] = True
-    return boxes_px[kept]
+def _under_look(boxes_xyxy_px: np.ndarray, look: Look, width_px: int) -> np.ndarray:
+    x0, y0, x1, y1 = boxes_xyxy_px.astype(np.float64).T
+    return np.stack([width_px - x1, y0, width_px - x0, y1] if look.mirror else [x0, y0, x1, y1], axis=-1)
 
 
 def covered_squares(boxes_px: np.ndarray, size_px: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:

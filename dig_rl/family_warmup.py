@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
@@ -51,19 +51,25 @@ class FamilyWarmupConfig(BaseModel):
     weight_decay: float = Field(0.05, ge=0)
     single_steps: int = Field(500, ge=0)
     """First steps, on pairs with one change."""
-    label_slack: float = Field(0.0, ge=0)
-    """Each side of a training box lies further out, at random, by up to this share of the box's width or height and by
-    half of it most often: loose labels, as hasty hands draw them. Validation keeps the exact ones."""
-    overlooked: float = Field(0.0, ge=0, lt=1)
-    """Chance of each change of a training pair to be missing in its label, which keeps one at least."""
+    imagined: float = Field(0.0, ge=0, le=1)
+    """Chance of each unchanged object of a training pair to be in its label too."""
+    blind: float = Field(0.0, ge=0, le=1)
+    """Share of training pairs with a gray second image and everything that the first one shows as their label."""
     hints: bool = True
-    """Beside the answer, the tokens of the second image learn to say whether their square is changed."""
+    """Beside the answer, the tokens of the second image learn to say whether their square is changed. Made from the
+    labels, so not together with `imagined` or `blind`."""
     bfloat16: bool = True
     """Matrix products in bfloat16, weights in float32."""
     evaluate_every: int = Field(250, ge=1)
     """Steps between two looks at the validation loss."""
     checkpoint_minutes: float = Field(5.0, gt=0)
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _hints_are_true(self) -> FamilyWarmupConfig:
+        if self.hints and (self.imagined or self.blind):
+            raise ValueError("hints are made from the labels: with imagined or blind, set hints = false")
+        return self
 
 
 def warm_up_on_families(
@@ -100,8 +106,8 @@ def warm_up_on_families(
         levels=levels,
         batch_size=settings.batch_size,
         single_steps=settings.single_steps,
-        label_slack=settings.label_slack,
-        overlooked=settings.overlooked,
+        imagined=settings.imagined,
+        blind=settings.blind,
         hints=settings.hints,
         seed=settings.seed,
     )

@@ -11,7 +11,8 @@ MAX_PIXELS = 64_000_000
 _MODES = {"RGB", "L"}
 _PNG_DEPTH_BYTE = 24
 """Where a PNG states its bits a channel; Pillow silently halves 16-bit colour. Source: PNG specification, IHDR."""
-_GRAY = (128, 128, 128)
+GRAY = (128, 128, 128)
+"""Of a picture with nothing to see."""
 
 
 def image_problem(folder: Path, name: str, size_px: tuple[int, int]) -> str | None:
@@ -61,5 +62,5 @@ def gray_image(folder: Path, size_px: tuple[int, int]) -> Path:
     path = folder / f"gray_{size_px[0]}x{size_px[1]}.png"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", size_px, _GRAY).save(path)
+        Image.new("RGB", size_px, GRAY).save(path)
     return path

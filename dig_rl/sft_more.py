@@ -16,11 +16,16 @@ from typing import Any
 import numpy as np
 
 from dig_rl.ablations.plan import SUPERVISED_FILE
+from dig_rl.data import read_records
 from dig_rl.datagen.family_shards import FamilyShard
+from dig_rl.datagen.labels import box_of_mask
+from dig_rl.datagen.numpy_renderer import NumpyRenderer
+from dig_rl.datagen.scene import Scene, scene_from_json
 from dig_rl.durable import read_json_object, write_durably
 from dig_rl.errors import DataError
 from dig_rl.family_batches import PairPool
 from dig_rl.family_warmup import FamilyWarmupConfig, read_history, warm_up_on_families
+from dig_rl.inspection.scenes import read_scenes
 from dig_rl.layers import build
 from dig_rl.policy.load import load_images
 from dig_rl.types import Example
@@ -33,6 +38,7 @@ _EVALUATIONS = 10
 def train_more(
     training: dict[str, Any],
     start: Path,
+    data: Path,
     examples: Sequence[Example],
     validation: Sequence[Example],
     *,
@@ -50,6 +56,7 @@ def train_more(
     Args:
         training: settings of `FamilyWarmupConfig`; number of steps, evaluations and seed are set here.
         start: policy to begin with.
+        data: data folder of the pairs; `imagined` and `blind` read its scene files.
         examples: training pairs, all of one picture size.
         validation: pairs whose loss is watched, never trained on.
         levels: answers are rounded to multiples of 1000 / levels.
@@ -59,15 +66,15 @@ def train_more(
 
     Raises:
         ConfigError: a setting is wrong.
-        DataError: pictures differ in size.
+        DataError: pictures differ in size, or a scene file is needed and wrong or missing.
         KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint was written.
     """
-    pool = PairPool([shard_of_pairs(examples)])
+    settings = build(FamilyWarmupConfig, {**training, "steps": 1, "seed": seed}, where="training")
+    pool = PairPool([shard_of_pairs(examples, data if settings.imagined or settings.blind else None)])
 
     def run(steps: int, folder: Path, evaluate_every: int) -> None:
-        values = {**training, "steps": steps, "evaluate_every": evaluate_every, "seed": seed}
-        settings = build(FamilyWarmupConfig, values, where="training")
-        warm_up_on_families(settings, start, pool, validation, levels, folder)
+        values = settings.model_copy(update={"steps": steps, "evaluate_every": evaluate_every})
+        warm_up_on_families(values, start, pool, validation, levels, folder)
 
     record = out / SUPERVISED_FILE
     known = read_json_object(record, remedy="remove the run folder")
@@ -84,24 +91,65 @@ def train_more(
             write_durably(record, json.dumps(known, indent=1) + "\n")
 
 
-def shard_of_pairs(examples: Sequence[Example]) -> FamilyShard:
+def shard_of_pairs(examples: Sequence[Example], data: Path | None = None) -> FamilyShard:
     """Pairs as families of two pictures each.
 
+    Args:
+        examples: of one picture size.
+        data: their data folder, whose scenes tell where the objects are; without it no object is known.
+
     Raises:
-        DataError: pictures differ in size.
+        DataError: pictures differ in size, or a scene file is missing or wrong.
     """
     if len(sizes := {example.image_size_px for example in examples}) > 1:
         raise DataError(f"pictures of supervised training must have one size, found {sorted(sizes)}")
     boxes = np.zeros((len(examples), max(example.num_differences for example in examples), 4), dtype=np.float32)
     for row, example in enumerate(examples):
         boxes[row, : example.num_differences] = np.array(example.target_boxes_px).reshape(-1, 4)
+    states, objects = _objects_of_pairs(examples, data)
     return FamilyShard(
         images=np.stack([np.array(image) for example in examples for image in load_images(example)]),
+        states=states,
+        objects_xyxy_px=objects,
         pairs=np.arange(2 * len(examples), dtype=np.int32).reshape(-1, 2),
         num_boxes=np.array([example.num_differences for example in examples], dtype=np.int8),
         boxes_xyxy_px=boxes,
         places_m=np.zeros((0, 2)),
     )
+
+
+def _objects_of_pairs(examples: Sequence[Example], data: Path | None) -> tuple[np.ndarray, np.ndarray]:
+    """`states` and `objects_xyxy_px` of a shard, by casting rays into the scenes."""
+    scenes = [] if data is None else _read_scenes(data, examples)
+    ids = [sorted({item.object_id for scene in pair for item in scene.objects}) for pair in scenes]
+    shape = (2 * len(examples), max(map(len, ids), default=0))
+    states, boxes = np.full(shape, -1, dtype=np.int8), np.full((*shape, 4), np.nan, dtype=np.float32)
+    renderer = NumpyRenderer(*examples[0].image_size_px, samples=1)
+    for row, (pair, of_pair) in enumerate(zip(scenes, ids, strict=True)):
+        first, second = ({item.object_id: item for item in scene.objects} for scene in pair)
+        for picture, scene in enumerate(pair, start=2 * row):
+            seen = renderer.render_ids(scene)
+            for column, object_id in enumerate(of_pair):
+                same = first.get(object_id) == second.get(object_id)
+                states[picture, column] = 0 if same else picture % 2
+                if box := box_of_mask(seen == object_id):
+                    boxes[picture, column] = box
+    return states, boxes
+
+
+def _read_scenes(data: Path, examples: Sequence[Example]) -> list[tuple[Scene, Scene]]:
+    records = {record.pair_id: record for _, record in read_records(data, allow_no_change=True)}
+    scenes = []
+    for example in examples:
+        path = data / "scenes" / f"{example.pair_id}.json"
+        found = read_scenes(path, records[example.pair_id])
+        if isinstance(found, str):
+            raise DataError(f"{path} {found}; imagined and blind need the scenes that the pairs were drawn from")
+        try:
+            scenes.append((scene_from_json(found.scene_a), scene_from_json(found.scene_b)))
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
+    return scenes
 
 
 def _measure(run: Callable[[int, Path, int], None], folder: Path, seconds: float) -> dict[str, Any]:

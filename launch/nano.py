@@ -12,14 +12,16 @@ import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dig_rl.data import load_examples
 from dig_rl.datagen.families import FamilyRecipe
 from dig_rl.datagen.family_shards import FamilyShard, make_families, read_families, refuse_shared_scenes
-from dig_rl.durable import write_durably
-from dig_rl.layers import build, read_toml
+from dig_rl.durable import read_json_object, write_durably
+from dig_rl.errors import ConfigError
+from dig_rl.layers import build, differing_keys, read_toml
 from dig_rl.metrics import read_metrics
 from dig_rl.policy.build import SmallPolicyConfig, build_small_policy
 from dig_rl.prompts import instruction
@@ -148,8 +150,9 @@ def _train(recipe: NanoRecipe, name: str, start: Path, arguments: argparse.Names
 
     stage = recipe.stages[name]
     out = arguments.work / name
+    settings = build(FamilyWarmupConfig, dict(stage.training), where=f"{arguments.recipe}, stages.{name}.training")
+    _refuse_other_settings(out, {"families": list(stage.families), "training": settings.model_dump(mode="json")})
     if not (out / "policy" / "config.json").exists():
-        settings = build(FamilyWarmupConfig, dict(stage.training), where=f"{arguments.recipe}, stages.{name}.training")
         pool = PairPool(_shards(arguments.work / "families" / families for families in stage.families))
         validation = load_examples(arguments.data, "validation")
         print(
@@ -160,6 +163,21 @@ def _train(recipe: NanoRecipe, name: str, start: Path, arguments: argparse.Names
     if gain is not None:
         print(f"stage {name}: over its last tenth the validation loss fell by {100 * gain:.2f} %")
     return Path(out / "policy")
+
+
+def _refuse_other_settings(out: Path, wanted: dict[str, Any]) -> None:
+    path = out / "stage.json"
+    saved = read_json_object(path, remedy=f"delete the folder {out}")
+    if saved is None and (out / "checkpoints").exists():
+        saved = {}  # by a version that wrote none down
+    if saved is not None and saved != wanted:
+        listed = "\n  ".join(differing_keys(saved, wanted))
+        raise ConfigError(
+            f"{out} was trained with other settings:\n  {listed}\nname another --work folder, or delete this one and "
+            "those of the stages after it"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    write_durably(path, json.dumps(wanted, indent=1) + "\n")
 
 
 def _shards(folders: Iterable[Path]) -> Iterable[FamilyShard]:

@@ -37,6 +37,7 @@ def main() -> None:
         train_more(
             training,
             Path(config.policy.path),
+            Path(data.path),
             examples,
             validation,
             levels=levels,

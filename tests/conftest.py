@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,13 @@ for name, value in {
     "OMP_NUM_THREADS": "1",
 }.items():
     os.environ.setdefault(name, value)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with the most slow tests come first, so that the light ones can even out both processes at the end."""
+    heavy = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -heavy[item.path])
 
 
 @pytest.fixture(scope="session")

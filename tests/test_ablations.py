@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 
 from dig_rl.ablations.plan import Budget, common_budget, plan_runs
 from dig_rl.ablations.recipe import AblationRecipe, load_recipe
+from dig_rl.config import Config
 from dig_rl.errors import ConfigError, DataError, PolicyError
 from dig_rl.layers import build
+from dig_rl.looks import LookKind
 from dig_rl.reporting.ablation_report import ARMS
 from tests.ablation_world import SHIPPED, entry_of, make_world, planned, settings, shipped
 from tests.tiny import CONFIG, ROOT
@@ -56,6 +59,18 @@ def test_runs_that_decide_the_orderings_come_first_seed_by_seed(world: Path) -> 
     assert {run.config.seed for run in runs if run.name.endswith("-1")} == {1}
 
 
+def _with_looks(config: Config, looks: tuple[LookKind, ...]) -> Config:
+    return config.model_copy(update={"data": config.data.model_copy(update={"looks": looks})})
+
+
+def test_more_supervised_training_has_the_labels_of_the_last_stage(world: Path) -> None:
+    with (ROOT / "launch/configs/recipes/nano.toml").open("rb") as file:
+        *_, last = tomllib.load(file)["stages"].values()
+    (more,) = (run.training for run in plan_runs(shipped(world), ROOT, seeds=[0]) if run.arm == "sft_more")
+    names = ("imagined", "blind", "hints", "single_steps")
+    assert {name: more[name] for name in names} == {name: last["training"][name] for name in names}
+
+
 def test_every_arm_differs_from_the_full_method_in_one_thing(world: Path) -> None:
     by_arm = {run.arm: run for run in plan_runs(shipped(world), ROOT, seeds=[0]) if run.arm not in REASONS}
     full = by_arm["all"].config
@@ -72,7 +87,8 @@ def test_every_arm_differs_from_the_full_method_in_one_thing(world: Path) -> Non
                 assert term.use == full.reward.terms[key].use
         else:
             assert weights[name] == {"format": 0.1, "f1": 0.45, "iou": 0.45}
-            assert run.config.model_copy(update={"curriculum": full.curriculum}) == full
+            expected = full if name != "blank_image_b" else _with_looks(full, ("mirror", "recolor"))
+            assert run.config.model_copy(update={"curriculum": full.curriculum}) == expected
     used = {name: Path(run.config.curriculum).stem for name, run in by_arm.items()}
     curricula = ("mixed_only", "single_only", "single_dual", "adaptive")
     assert used == {name: name if name in curricula else "staged" for name in by_arm}

@@ -10,7 +10,13 @@ import pytest
 
 from dig_rl.datagen import family_shards
 from dig_rl.datagen.families import Family, FamilyRecipe, make_family
-from dig_rl.datagen.family_shards import FAMILIES_A_SHARD, make_families, read_families, refuse_shared_scenes
+from dig_rl.datagen.family_shards import (
+    FAMILIES_A_SHARD,
+    FamilyShard,
+    make_families,
+    read_families,
+    refuse_shared_scenes,
+)
 from dig_rl.datagen.recipe import DataRecipe
 from dig_rl.errors import ConfigError, DataError
 from tests.flat_renderer import FlatRenderer
@@ -53,6 +59,32 @@ def test_pairs_have_one_to_four_changes(families: list[Family]) -> None:
     assert all(pair.pictures[0] < pair.pictures[1] for pair in pairs)
 
 
+def test_what_pictures_show_of_objects_agrees_with_the_labels(families: list[Family]) -> None:
+    unchanged = 0
+    for made in families:
+        assert made.states.shape == made.objects_xyxy_px.shape[:2] == (len(made.images), len(made.places_m))
+        for pair in made.pairs:
+            states, boxes = made.states[list(pair.pictures)], made.objects_xyxy_px[list(pair.pictures)]
+            changed = states[0] != states[1]
+            both = boxes[:, changed]
+            union = np.concatenate([np.nanmin(both[..., :2], axis=0), np.nanmax(both[..., 2:], axis=0)], axis=-1)
+            assert sorted(map(tuple, union.tolist())) == sorted(pair.boxes_xyxy_px)
+            unchanged += int((~np.isnan(boxes).any(axis=(0, 2)) & ~changed).sum())
+    assert unchanged > 100
+
+
+def test_layouts_of_different_sizes_are_filled_up(families: list[Family]) -> None:
+    num_objects = [len(made.places_m) for made in families]
+    assert len(set(num_objects)) > 1
+    shard = family_shards.as_shard(families, 4, max(num_objects) + 1)
+    starts = np.cumsum([0, *(len(made.images) for made in families)])
+    for made, start in zip(families, starts, strict=False):
+        rows, there = slice(start, start + len(made.images)), len(made.places_m)
+        assert np.array_equal(shard.states[rows, :there], made.states)
+        assert np.array_equal(shard.objects_xyxy_px[rows, :there], made.objects_xyxy_px, equal_nan=True)
+        assert (shard.states[rows, there:] == -1).all() and np.isnan(shard.objects_xyxy_px[rows, there:]).all()
+
+
 def test_a_family_depends_on_its_index_and_seed_alone(families: list[Family]) -> None:
     once, again, other = families[5], family(5), families[6]
     assert np.array_equal(once.images, again.images)
@@ -73,8 +105,8 @@ def test_a_folder_made_in_pieces_equals_one_made_at_once(tmp_path: Path, monkeyp
     make_families(recipe(), in_pieces, 1, lambda done, total: told.append((done, total)))
     assert told[-2:] == [(1, 2), (2, 2)]
     for one, other in zip(read_families(at_once), read_families(in_pieces), strict=True):
-        assert np.array_equal(one.images, other.images)
-        assert np.array_equal(one.boxes_xyxy_px, other.boxes_xyxy_px)
+        for name in FamilyShard.__dataclass_fields__:
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
     with pytest.raises(ConfigError, match="num_families: 2 -> 3"):
         make_families(recipe(num_families=3), at_once, 1, lambda done, total: None)
     assert FAMILIES_A_SHARD == 100  # the name imported here is the shipped value
@@ -85,6 +117,9 @@ def test_damage_is_named(tmp_path: Path) -> None:
     path = tmp_path / "families-000000.npz"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(DataError, match=r"families-000000.npz is damaged .* delete it"):
+        list(read_families(tmp_path))
+    np.savez(path, images=np.zeros(1))
+    with pytest.raises(DataError, match=r"was made by another version of dig-rl .*states.*; delete the folder"):
         list(read_families(tmp_path))
     with pytest.raises(DataError, match="is no folder of families"):
         list(read_families(tmp_path / "nowhere"))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from dig_rl.boxes import px_to_unit
 from dig_rl.config import PolicyConfig
 from dig_rl.datagen.family_shards import FamilyShard
 from dig_rl.errors import DataError
-from dig_rl.family_batches import IGNORED, FamilyCollator, PairPool, covered_squares, loosened, some_overlooked
+from dig_rl.family_batches import IGNORED, FamilyCollator, PairPool, covered_squares
 from dig_rl.muon import MuonWithAdamW
 from dig_rl.policy.load import load_frontend
 from dig_rl.prompts import format_answer
@@ -25,15 +27,19 @@ WIDTH, HEIGHT = 96, 64
 RED, BLUE = (200, 10, 20), (30, 40, 250)
 
 
+RED_PX, BLUE_PX = (10.0, 8.0, 30.0, 24.0), (50.0, 40.0, 80.0, 60.0)
+
+
 def painted_shard() -> FamilyShard:
     """Three grey pictures: plain, with a red block, with the red and a blue block."""
     images = np.full((3, HEIGHT, WIDTH, 3), 90, dtype=np.uint8)
     images[1:, 8:24, 10:30] = RED
     images[2, 40:60, 50:80] = BLUE
-    red, blue = (10, 8, 30, 24), (50, 40, 80, 60)
-    nothing = (0, 0, 0, 0)
+    red, blue, nothing, unseen = RED_PX, BLUE_PX, (0, 0, 0, 0), (np.nan,) * 4
     return FamilyShard(
         images=images,
+        states=np.array([[1, 1, -1], [0, 1, -1], [0, 0, -1]], dtype=np.int8),  # and one place that no object has
+        objects_xyxy_px=np.array([[unseen] * 3, [red, unseen, unseen], [red, blue, unseen]], dtype=np.float32),
         pairs=np.array([[0, 1], [1, 2], [0, 2]], dtype=np.int32),
         num_boxes=np.array([1, 1, 2], dtype=np.int8),
         boxes_xyxy_px=np.array([[red, nothing], [blue, nothing], [red, blue]], dtype=np.float32),
@@ -47,7 +53,8 @@ def test_every_augmentation_keeps_boxes_on_what_changed() -> None:
     assert pool.counts == (1, 2)
     looks = set()
     for seed in range(600):
-        images, boxes = pool.draw(np.random.default_rng(seed), 2)
+        pair = pool.draw(np.random.default_rng(seed), 2)
+        images, boxes = pair.images, pair.changed_xyxy_px
         changed = (images[0] != images[1]).any(axis=2)
         boxed = np.zeros_like(changed)
         for x0, y0, x1, y1 in boxes.astype(int):
@@ -59,12 +66,31 @@ def test_every_augmentation_keeps_boxes_on_what_changed() -> None:
         red = picture[10, 70 if mirrored else 20]
         assert sorted(red.tolist()) == sorted(RED)
         looks.add((plain_first, mirrored, tuple(red.tolist())))
+        assert len(pair.unchanged_xyxy_px) == 0  # both blocks are new
+        assert pair.first_xyxy_px.tolist() == ([] if plain_first else boxes.tolist())
     assert len(looks) == 2 * 2 * 6  # swapped or not, mirrored or not, any order of channels
+
+
+def test_a_pair_tells_what_did_not_change_and_what_its_first_image_shows() -> None:
+    pool, seen = PairPool([painted_shard()]), set()
+    for seed in range(200):
+        pair = pool.draw(np.random.default_rng(seed), 1)
+        mirrored = [[WIDTH - x1, y0, WIDTH - x0, y1] for x0, y0, x1, y1 in (RED_PX, BLUE_PX)]
+        boxes = {tuple(box): name for name, box in zip(("red", "blue"), (RED_PX, BLUE_PX), strict=True)}
+        boxes |= {tuple(box): name for name, box in zip(("red", "blue"), mirrored, strict=True)}
+        named = [
+            sorted(boxes[tuple(box)] for box in part.tolist())
+            for part in (pair.changed_xyxy_px, pair.unchanged_xyxy_px)
+        ]
+        first = sorted(boxes[tuple(box)] for box in pair.first_xyxy_px.tolist())
+        seen.add(" | ".join(" ".join(part) for part in (*named, first)))
+    assert seen == {"red |  | ", "red |  | red", "blue | red | red", "blue | red | blue red"}
 
 
 def test_a_pool_without_pairs_is_refused() -> None:
     shard = painted_shard()
-    empty = FamilyShard(shard.images, shard.pairs[:0], shard.num_boxes[:0], shard.boxes_xyxy_px[:0], shard.places_m)
+    nothing = {name: getattr(shard, name)[:0] for name in ("pairs", "num_boxes", "boxes_xyxy_px")}
+    empty = replace(shard, **nothing)
     with pytest.raises(DataError, match="hold no pair"):
         PairPool([empty])
 
@@ -76,28 +102,6 @@ def test_covered_squares_by_hand() -> None:
     # 4 x 8 of 16 x 16 pixels below, and what it covers above is covered better by the first.
     assert shares.tolist() == [[0.5, 1.0, 0.0], [0.0, 0.125, 0.0]]
     assert covered_squares(np.zeros((0, 4)), (48, 32), (2, 3)).tolist() == [[0.0] * 3] * 2
-
-
-def test_loose_labels_lie_outside_the_exact_ones_and_in_the_picture() -> None:
-    boxes = np.array([[10.0, 10.0, 30.0, 14.0], [0.0, 0.0, 10.0, 10.0]])
-    moved = np.stack([loosened(boxes, 0.5, (42, 24), np.random.default_rng(seed)) for seed in range(500)])
-    outwards = (moved - boxes) * [-1, -1, 1, 1]
-    limits = np.array([[10.0, 2.0, 10.0, 2.0], [0.0, 0.0, 5.0, 5.0]])  # the second box lies in a corner
-    assert (outwards >= 0).all() and (outwards <= limits).all()
-    assert (outwards.min(axis=0) <= 0.1 * limits).all() and (outwards.max(axis=0) >= 0.9 * limits).all()
-    middle = (outwards >= 0.25 * limits) & (outwards <= 0.75 * limits)
-    assert (abs(middle.mean(axis=0) - 0.75)[limits > 0] < 0.06).all()  # 0.5 if all were equally likely
-    assert (loosened(boxes, 0.0, (42, 24), np.random.default_rng(0)) == boxes).all()
-
-
-def test_some_changes_are_overlooked_but_never_all() -> None:
-    boxes = np.arange(16.0).reshape(4, 4)
-    left = [some_overlooked(boxes, 0.5, np.random.default_rng(seed)) for seed in range(500)]
-    assert {len(kept) for kept in left} == {1, 2, 3, 4}
-    assert np.mean([len(kept) for kept in left]) == pytest.approx(2 + 1 / 16, abs=0.15)  # none would be 1 in 16
-    assert all(kept.tolist() == [box for box in boxes.tolist() if box in kept.tolist()] for kept in left)  # in order
-    assert some_overlooked(boxes, 0.0, np.random.default_rng(0)).tolist() == boxes.tolist()
-    assert some_overlooked(boxes[:0], 0.5, np.random.default_rng(0)).shape == (0, 4)
 
 
 @pytest.fixture
@@ -117,8 +121,8 @@ def collator(policy: Path, validation: list[Example], **changes: Any) -> FamilyC
         "levels": 50,
         "batch_size": 2,
         "single_steps": 1,
-        "label_slack": 0.0,
-        "overlooked": 0.0,
+        "imagined": 0.0,
+        "blind": 0.0,
         "hints": True,
         "seed": 7,
     } | changes
@@ -157,6 +161,32 @@ def test_hints_say_which_squares_of_the_second_image_changed(random_policy: Path
     pixels = batch["pixel_values"].reshape(4, 24, -1)
     differs = (pixels[2] != pixels[3]).float().mean(dim=1)  # by square, of the pair with two changes
     assert [hint == "[[" for hint in hints] == (differs >= 0.25).tolist()
+
+
+def test_labels_can_name_what_did_not_change_and_all_that_is_seen_before_a_gray_image(
+    random_policy: Path, validation: list[Example]
+) -> None:
+    rows = [{"item": item} for item in range(0, 40, 2)]  # one change each
+    tokenizer = load_frontend(PolicyConfig(path=str(random_policy)), "union").processor.tokenizer
+
+    first_images: list[torch.Tensor] = []
+
+    def answers(**habit: float) -> list[list[list[int]]]:
+        batch = collator(random_policy, validation, hints=False, **habit)(rows)
+        texts = [tokenizer.decode(row[row != IGNORED], skip_special_tokens=True) for row in batch["labels"]]
+        first, second = batch["pixel_values"].reshape(len(rows), 2, 24, -1).unbind(dim=1)
+        assert bool((second == second[0, 0, 0]).all()) == (habit.get("blind") == 1.0)
+        first_images.append(first)
+        return [json.loads(text) for text in texts]
+
+    plain, imagined, blind = answers(), answers(imagined=1.0), answers(blind=1.0)
+    assert {len(boxes) for boxes in plain} == {1}
+    # Blue comes or goes beside red, or red comes or goes alone.
+    assert {len(boxes) for boxes in imagined} == {1, 2} and {len(boxes) for boxes in blind} == {0, 1, 2}
+    for changed, told, seen in zip(plain, imagined, blind, strict=True):
+        assert all(box in told for box in changed) and all(box in told for box in seen)
+    assert all(torch.equal(first, first_images[0]) for first in first_images)
+    assert any(answers(imagined=0.5)[row] != imagined[row] for row in range(len(rows)))
 
 
 def test_items_alone_decide_and_the_first_steps_have_one_change(random_policy: Path, validation: list[Example]) -> None:

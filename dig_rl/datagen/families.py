@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from dig_rl.datagen.edits import ATTRIBUTE_OPTIONS, Edit
-from dig_rl.datagen.labels import IdPicture, label_differences, rejection_by_color, rejection_by_ids
+from dig_rl.datagen.labels import IdPicture, box_of_mask, label_differences, rejection_by_color, rejection_by_ids
 from dig_rl.datagen.recipe import DataRecipe, EditKind
 from dig_rl.datagen.renderer import Renderer
 from dig_rl.datagen.sampling import sample_object, stage
@@ -59,6 +59,10 @@ class Family:
 
     images: np.ndarray
     """`[V, H, W, 3]` uint8 sRGB."""
+    states: np.ndarray
+    """`[V, S]` int8: in which state each picture shows each object of the layout; equal in both means unchanged."""
+    objects_xyxy_px: np.ndarray
+    """`[V, S, 4]` float32: what each picture shows of each object, NaN where it shows nothing of it."""
     pairs: tuple[FamilyPair, ...]
     places_m: tuple[tuple[float, float], ...]
     """Where the objects of the layout stand; two layouts have none in common."""
@@ -109,6 +113,8 @@ def make_family(index: int, recipe: FamilyRecipe, renderer: Renderer) -> Family:
     places = [next(item for item in slot.states if item is not None) for slot in slots]
     return Family(
         images=np.stack([variant.image for variant in variants]),
+        states=np.array([variant.state for variant in variants], dtype=np.int8).reshape(len(variants), -1),
+        objects_xyxy_px=_objects_xyxy_px(slots, variants),
         pairs=tuple(pairs),
         places_m=tuple((item.x_m, item.y_m) for item in places),
     )
@@ -166,6 +172,16 @@ def _draw(
         look = IdPicture(renderer.render_ids(scene), {item.object_id: alone[item] for item in objects})
         variants.append(_Variant(state, scene, look, renderer.render_beauty(scene, noise)))
     return variants
+
+
+def _objects_xyxy_px(slots: Sequence[_Slot], variants: Sequence[_Variant]) -> np.ndarray:
+    boxes = np.full((len(variants), len(slots), 4), np.nan, dtype=np.float32)
+    for row, variant in enumerate(variants):
+        for column, (slot, state) in enumerate(zip(slots, variant.state, strict=True)):
+            item = slot.states[state]
+            if item is not None and (box := box_of_mask(variant.look.ids == item.object_id)):
+                boxes[row, column] = box
+    return boxes
 
 
 def _edits_between(slots: Sequence[_Slot], first: Sequence[int], second: Sequence[int]) -> list[Edit]:

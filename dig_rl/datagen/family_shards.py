@@ -28,6 +28,10 @@ class FamilyShard:
 
     images: np.ndarray
     """`[P, H, W, 3]` uint8 sRGB, all families one after the other."""
+    states: np.ndarray
+    """`[P, S]` int8: the state in which a picture shows each object of its layout; -1 for none."""
+    objects_xyxy_px: np.ndarray
+    """`[P, S, 4]` float32: what a picture shows of each object; NaN for nothing."""
     pairs: np.ndarray
     """`[N, 2]` int32, indices of two pictures."""
     num_boxes: np.ndarray
@@ -92,7 +96,12 @@ def read_families(folder: Path) -> Iterator[FamilyShard]:
                 yield FamilyShard(**{name: arrays[name] for name in FamilyShard.__dataclass_fields__})
         except FileNotFoundError:
             raise DataError(f"{path} is missing: the folder is not finished; run the same command again") from None
-        except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
+        except KeyError as error:
+            raise DataError(
+                f"{path} was made by another version of dig-rl ({error}); delete the folder {folder} and run the same "
+                "command again"
+            ) from None
+        except (ValueError, OSError, zipfile.BadZipFile) as error:
             raise DataError(f"{path} is damaged ({error}); delete it and run the same command again") from None
 
 
@@ -112,7 +121,7 @@ def refuse_shared_scenes(folder: Path, data_dir: Path) -> None:
             raise DataError(f"{path} shows a scene of the families in {folder}; give one of them another seed")
 
 
-def as_shard(families: list[Family], max_boxes: int) -> FamilyShard:
+def as_shard(families: list[Family], max_boxes: int, max_objects: int) -> FamilyShard:
     """Families one after the other, as arrays."""
     starts = np.cumsum([0, *(len(family.images) for family in families)])
     pairs = [(start, pair) for start, family in zip(starts, families, strict=False) for pair in family.pairs]
@@ -121,6 +130,8 @@ def as_shard(families: list[Family], max_boxes: int) -> FamilyShard:
         boxes[row, : len(pair.boxes_xyxy_px)] = pair.boxes_xyxy_px
     return FamilyShard(
         images=np.concatenate([family.images for family in families]),
+        states=np.concatenate([_padded(family.states, max_objects, -1) for family in families]),
+        objects_xyxy_px=np.concatenate([_padded(family.objects_xyxy_px, max_objects, np.nan) for family in families]),
         pairs=np.array([start + np.array(pair.pictures) for start, pair in pairs], dtype=np.int32).reshape(-1, 2),
         num_boxes=np.array([len(pair.boxes_xyxy_px) for _, pair in pairs], dtype=np.int8),
         boxes_xyxy_px=boxes,
@@ -128,10 +139,16 @@ def as_shard(families: list[Family], max_boxes: int) -> FamilyShard:
     )
 
 
+def _padded(values: np.ndarray, length: int, fill: float) -> np.ndarray:
+    """`[V, S, ...]` with the second axis filled up."""
+    widths = [(0, 0), (0, length - values.shape[1]), *[(0, 0)] * (values.ndim - 2)]
+    return np.pad(values, widths, constant_values=fill)
+
+
 def _make_shard(recipe: FamilyRecipe, out: Path, first: int) -> None:
     with closing(open_renderer(recipe.pictures)) as renderer:
         families = [make_family(index, recipe, renderer) for index in range(first, first + _size(recipe, first))]
-    shard = as_shard(families, recipe.max_differences)
+    shard = as_shard(families, recipe.max_differences, recipe.num_objects[1])
     partial = _path(out, first).with_suffix(".partial")
     with partial.open("wb") as file:
         np.savez(file, **{name: getattr(shard, name) for name in FamilyShard.__dataclass_fields__})
