@@ -35,8 +35,6 @@ ARMS: dict[Axis, tuple[Arm, ...]] = {
         Arm("single_dual", "1 change, then 2"),
         Arm("staged", "1 change, then 2, then 1 to 4; the run of `all`"),
         Arm("adaptive", "as staged, with promotion, replay and adaptive draws"),
-        Arm("mixed_only_strict", "as `mixed_only`, with format 0.1, F1 0.9 (found: IoU of 0.75)"),
-        Arm("staged_strict", "as `staged`, with these"),
     ),
     "control": (
         Arm("shuffled_labels", "training pairs have the boxes of other pairs"),
@@ -68,11 +66,6 @@ REASONS: dict[Axis, Reason] = {
             Claim("format_iou_matched", "format_f1"),
             Claim("format_f1", "all_matched"),
         ),
-    ),
-    "curriculum": Reason(
-        "nothing is sparse here: the policy is paid from the start, whatever the number of changes, so an easy "
-        "beginning has nothing to make possible. With a stricter reward, then:",
-        (Claim("mixed_only_strict", "staged_strict"),),
     ),
 }
 SUPERVISED = (Claim("sft_more", "all"), Claim("sft_exact", "all"))
