@@ -26,8 +26,6 @@ CONTRACT = {
 REASONS = {
     "format_iou_matched": ("format_iou", "iou", {"iou_reduction": "matched"}),
     "all_matched": ("all", "iou", {"iou_reduction": "matched"}),
-    "staged_strict": ("format_f1", "f1", {"match_iou": 0.75}),
-    "mixed_only_strict": ("format_f1", "f1", {"match_iou": 0.75}),
 }
 """Arms that test why an ordering may not come out: the arm whose reward they share, all but arguments of one term."""
 
