@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -301,6 +302,16 @@ def test_figures_name_stage_and_replayed_share_of_the_last_draw() -> None:
     assert source.figures() == {"curriculum/stage_index": 1, "curriculum/replay_frac": 0.5}
 
 
+def test_replayed_pairs_that_repeat_are_counted_each_time() -> None:
+    # Two pairs for four places, and the stage's own four are all there are.
+    stages = [stage("single", 1, 1, steps=1), stage("mixed", 1, 2, steps=1, replay=0.5)]
+    source = Curriculum(stages, pairs(d1=2, d2=2), seed=0, prompts_per_step=8)
+    source.next_examples()
+    drawn = source.next_examples()
+    assert source.num_replayed == 4 and {example.num_differences for example in drawn[-4:]} == {1}
+    assert source.figures()["curriculum/replay_frac"] == 0.5
+
+
 @pytest.mark.parametrize("share", [0, 0.1, 0.25, 1 / 3, 0.5, 0.95])
 @pytest.mark.parametrize("prompts_per_step", [1, 3, 8])
 def test_epochs_of_a_stage_with_replay_count_its_own_pairs(share: float, prompts_per_step: int) -> None:
@@ -428,6 +439,8 @@ def test_state_taken_after_a_step_is_not_changed_by_the_next() -> None:
     ("changed", "named"),
     [
         ({"examples": PAIRS[1:]}, "training pairs"),
+        ({"examples": [replace(PAIRS[0], target_boxes_px=((1.0, 1.0, 9.0, 8.0),)), *PAIRS[1:]]}, "training pairs"),
+        ({"examples": [replace(PAIRS[0], kinds=("size",)), *PAIRS[1:]]}, "training pairs"),
         ({"prompts_per_step": 3}, "pairs per step"),
         ({"seed": 1}, "seed"),
     ],
@@ -447,9 +460,14 @@ def test_checkpoint_of_other_stages_is_refused(change: dict[str, Any]) -> None:
         source.load_state_dict(curriculum().state_dict())
 
 
+def test_data_may_be_moved_between_two_parts_of_a_run() -> None:
+    moved = [replace(example, image_a_path="/elsewhere/a.png") for example in PAIRS]
+    curriculum(examples=moved).load_state_dict(curriculum().state_dict())
+
+
 def test_checkpoint_of_an_earlier_version_is_refused() -> None:
     state = {"stage_index": 1, "step": 2, "mean_rewards": {"single": [0.5]}, "fingerprint": "00ff"}
-    with pytest.raises(CheckpointError, match="has version 1, expected 2: another version of dig-rl wrote it"):
+    with pytest.raises(CheckpointError, match="has version 1, expected 3: another version of dig-rl wrote it"):
         curriculum().load_state_dict(state)
 
 

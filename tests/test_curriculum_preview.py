@@ -68,6 +68,24 @@ def test_notes_say_what_is_open_and_what_is_not_plain_drawing() -> None:
     ]
 
 
+def test_a_stage_after_one_with_a_fixed_end_has_a_fixed_length() -> None:
+    stages = [
+        stage("single", 1, 1, steps=6, promotion=RULE),
+        stage("dual", 2, 2, until_step=10),
+        stage("mixed", 1, 4, until_step=20),
+    ]
+    drawn = draw_everything(Curriculum(stages, pairs(d1=4, d2=3, d3=2), seed=0, prompts_per_step=2))
+    assert [row[:2] for row in cells(stage_table(drawn))] == [["single", "3-6"], ["dual", "4-7"], ["mixed", "10"]]
+    assert not any("mixed is open" in note for note in notes(drawn))
+
+
+def test_a_promoted_stage_with_a_fixed_end_is_longest_after_the_shortest_beginning() -> None:
+    stages = [stage("single", 1, 1, steps=6, promotion=RULE), stage("dual", 2, 2, until_step=10, promotion=RULE)]
+    drawn = draw_everything(Curriculum(stages, pairs(d1=4, d2=3), seed=0, prompts_per_step=2))
+    assert cells(stage_table(drawn))[1][:2] == ["dual", "3-7"]
+    assert "after 3 to 7 steps; shown are 4" in notes(drawn)[1]
+
+
 def test_tables_fit_a_narrow_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     drawn = preview()
     Console(width=80).print(stage_table(drawn), count_table(drawn), kind_table(drawn))
@@ -78,7 +96,7 @@ def test_tables_fit_a_narrow_terminal(capsys: pytest.CaptureFixture[str]) -> Non
 def test_picture_is_drawn_for_short_and_long_runs(tmp_path: Path, steps: int) -> None:
     stages = [stage("single", 1, 1, steps=1), stage("mixed", 0, 4, steps=steps, replay=0.3)]
     source = Curriculum(stages, pairs(d0=2, d1=5, d2=3, d4=2), seed=0, prompts_per_step=8)
-    plot_preview(draw_everything(source), tmp_path / "preview.png", "title")
+    plot_preview(draw_everything(source), tmp_path / "preview.png", r"title of /data/$x$y/$\z")
     with Image.open(tmp_path / "preview.png") as image:
         assert image.size[0] == 1500
         assert len(image.convert("RGB").getcolors(1 << 24) or []) > 50

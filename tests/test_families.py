@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import time
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +114,25 @@ def test_a_folder_made_in_pieces_equals_one_made_at_once(tmp_path: Path, monkeyp
     assert FAMILIES_A_SHARD == 100  # the name imported here is the shipped value
 
 
+def _stuck_but_for_the_first(recipe: FamilyRecipe, out: Path, first: int) -> None:
+    if first:
+        time.sleep(3600)
+
+
+def test_an_interruption_does_not_wait_for_what_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(done: int, total: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(family_shards, "FAMILIES_A_SHARD", 1)
+    monkeypatch.setattr(family_shards, "_make_shard", _stuck_but_for_the_first)
+    with pytest.raises(KeyboardInterrupt):
+        make_families(recipe(num_families=4), tmp_path, 2, interrupt)
+    for worker in multiprocessing.active_children():
+        worker.join(60)
+        assert not worker.is_alive()
+
+
 def test_damage_is_named(tmp_path: Path) -> None:
     make_families(recipe(num_families=1), tmp_path, 1, lambda done, total: None)
     path = tmp_path / "families-000000.npz"
@@ -136,6 +157,8 @@ def test_a_shared_scene_is_found(tmp_path: Path) -> None:
         values = {"scene_a": {"objects": []}, "scene_b": scene}
         (data / "scenes" / "pair-00000.json").write_text(json.dumps(values))
 
+    with pytest.raises(DataError, match=r"has no scenes/\*\.json, so nothing says whether"):
+        refuse_shared_scenes(families, data)
     write(x_m + 1e-9)
     refuse_shared_scenes(families, data)
     write(x_m)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from dig_rl.config import load_config
-from dig_rl.curriculum import Curriculum, Stage, load_stages, stage_config
+from dig_rl.config import Config, load_config
+from dig_rl.curriculum import Curriculum, Stage, load_stages, open_curriculum, stage_config
 from dig_rl.errors import ConfigError
 from dig_rl.types import Example
 
@@ -42,6 +42,11 @@ def stage(**keys: Any) -> Stage:
         ("[[stages]]\nname = 'a'\ndifferences = [-1, 1]\nsteps = 1", "greater than or equal to 0"),
         ("[[stages]]\nname = 'a'\ndifferences = [1]\nsteps = 1", "stage 1"),
         ("[[stages]]\nname = ''\ndifferences = [1, 1]\nsteps = 1", "name: String should have at least 1 character"),
+        ("[[stages]]\nname = '[/x]'\ndifferences = [1, 1]\nsteps = 1", r"name must consist of letters, .* '\[/x\]'"),
+        ("[[stages]]\nname = '$a$'\ndifferences = [1, 1]\nsteps = 1", r"name must consist of letters, .* '\$a\$'"),
+        (STAGE + "steps = true", "steps: Input should be a valid integer, found True"),
+        (STAGE + "steps = '3'", "steps: Input should be a valid integer, found '3'"),
+        ("[[stages]]\nname = 'a'\ndifferences = [false, true]\nsteps = 1", "differences.0: Input should be a valid int"),
         ("[[stages]]\nname = 'a'\ndiferences = [1, 1]\nsteps = 1", "diferences: no such key; did you mean differences"),
         (STAGE + "steps = 1\nkinds = ['colour']", "kinds.0: Input should be 'color', "),
         (STAGE + "steps = 1\nkinds = []", "kinds: .* at least 1 item"),
@@ -73,6 +78,29 @@ def test_mistakes_in_a_stage_file_are_named(tmp_path: Path, text: str, message: 
         load_stages(path)
     assert "stages.toml" in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 3  # a misspelt key is also a missing one
+
+
+def test_a_missing_stage_file_is_named_with_its_key(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no stage file at .*gone\.toml; the config's key `curriculum` names it"):
+        load_stages(tmp_path / "gone.toml")
+
+
+@pytest.mark.parametrize(("kinds", "right"), [("'add'", False), ("'color', 'remove'", False), ("'add', 'remove'", True)])
+def test_a_stage_of_added_objects_alone_needs_pairs_that_are_not_swapped(
+    tmp_path: Path, kinds: str, right: bool
+) -> None:
+    (tmp_path / "stages.toml").write_text(STAGE + f"steps = 1\nkinds = [{kinds}]", encoding="utf-8")
+
+    def open_with(*looks: str) -> Curriculum:
+        config = Config.model_validate({"curriculum": "stages.toml", "data": {"looks": looks}})
+        return open_curriculum(config, [example("add"), example("remove")], tmp_path)
+
+    open_with("mirror", "recolor")
+    if right:
+        open_with("swap")
+    else:
+        with pytest.raises(ConfigError, match=r'stage "a" wants only kinds .* name both kinds, or take swap out'):
+            open_with("swap")
 
 
 def test_a_pair_fits_if_every_change_does() -> None:

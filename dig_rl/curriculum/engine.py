@@ -18,7 +18,7 @@ from dig_rl.curriculum.stages import Promotion, Stage, check_sequence, load_stag
 from dig_rl.errors import CheckpointError, ConfigError
 from dig_rl.types import Example, RolloutGroup
 
-_STATE_VERSION = 2
+_STATE_VERSION = 3
 
 _TOLERANCE = 1e-9
 """A mean of equal floats may fall this short of them."""
@@ -33,10 +33,12 @@ def open_curriculum(config: Config, examples: Sequence[Example], root: Path) -> 
         root: folder that the stage file's name is relative to.
 
     Raises:
-        ConfigError: the stage file is wrong, or does not fit the pairs.
+        ConfigError: the stage file is wrong, or does not fit the pairs or their looks.
     """
+    stages = load_stages(root / config.curriculum)
+    _refuse_swapped_kinds(stages, config)
     return Curriculum(
-        load_stages(root / config.curriculum),
+        stages,
         examples,
         seed=config.seed,
         prompts_per_step=config.rollout.prompts_per_step,
@@ -85,7 +87,8 @@ class Curriculum:
         self._num_steps = [0] * len(stages)
         self._levels: list[float] = []  # the promotion metric in the last steps of the current stage
         self._drawn_index = 0  # stage of the last draw
-        self._replayed: frozenset[str] = frozenset()  # ids of its pairs that came from earlier stages
+        self._num_replayed = 0  # of its pairs, those that came from earlier stages
+        self._replayed: frozenset[str] = frozenset()  # ids of these that the stage did not draw itself
         self._check_rules(reward_terms, source)
 
     @property
@@ -130,9 +133,9 @@ class Curriculum:
         return [list(pairs) for pairs in self._pairs]
 
     @property
-    def replayed_ids(self) -> frozenset[str]:
-        """Ids of those pairs of the last draw that came from earlier stages."""
-        return self._replayed
+    def num_replayed(self) -> int:
+        """Pairs of the last draw that came from earlier stages: so many at its end."""
+        return self._num_replayed
 
     def next_examples(self) -> list[Example]:
         """Draw the P pairs of the next step: the stage's own, then those replayed; none twice if there are enough.
@@ -148,7 +151,8 @@ class Curriculum:
         own_ids = frozenset(example.pair_id for example in own)
         stream = self._replays[index]
         replayed = stream.draw(after - before, own_ids) if stream is not None else []
-        self._drawn_index, self._replayed = index, frozenset(example.pair_id for example in replayed) - own_ids
+        self._drawn_index, self._num_replayed = index, len(replayed)
+        self._replayed = frozenset(example.pair_id for example in replayed) - own_ids
         self._num_steps[index] += 1
         if self._num_steps[index] == self._longest(index, sum(self._num_steps[:index])):
             self._end_stage()
@@ -176,7 +180,7 @@ class Curriculum:
 
     def figures(self) -> dict[str, float]:
         """What `dig_rl.metrics` records of the step drawn last, names as there."""
-        share = len(self._replayed) / self._prompts_per_step
+        share = self._num_replayed / self._prompts_per_step
         return {"curriculum/stage_index": self._drawn_index, "curriculum/replay_frac": share}
 
     def state_dict(self) -> dict[str, Any]:
@@ -216,7 +220,7 @@ class Curriculum:
         self._levels = list(state["levels"])
         self._spreads.clear()  # in place: weighted draws look at this very dictionary
         self._spreads.update(state["spreads"])
-        self._replayed = frozenset()
+        self._num_replayed, self._replayed = 0, frozenset()
         streams, states = [*self._own, *self._replays], [*state["own"], *state["replays"]]
         for draws, saved_draws in zip(streams, states, strict=True):
             if draws is not None:
@@ -277,13 +281,34 @@ class Curriculum:
 
     @cached_property
     def _fingerprint(self) -> dict[str, Any]:
-        ids = [[example.pair_id for example in pairs] for pairs in self._pairs]
+        labels = [[_labels(example) for example in pairs] for pairs in self._pairs]
         return {
             "stages": _digest([stage.model_dump(mode="json") for stage in self._stages]),
-            "training pairs": _digest(ids),
+            "training pairs": _digest(labels),
             "seed": self._seed,
             "pairs per step": self._prompts_per_step,
         }
+
+
+def _refuse_swapped_kinds(stages: Sequence[Stage], config: Config) -> None:
+    """With its images swapped, what was added is removed: a stage cannot have the one without the other."""
+    for stage in stages:
+        if "swap" in config.data.looks and len({"add", "remove"} & set(stage.kinds or ())) == 1:
+            raise ConfigError(
+                f'{config.curriculum}: stage "{stage.name}" wants only kinds {", ".join(stage.kinds or ())}, but '
+                "data.looks has swap, which turns add into remove and back; name both kinds, or take swap out"
+            )
+
+
+def _labels(example: Example) -> list[Any]:
+    """What a pair is known by, its folder left out, so that data can be moved."""
+    return [
+        example.pair_id,
+        example.image_size_px,
+        example.target_boxes_px,
+        example.kinds,
+        example.visible_fractions,
+    ]
 
 
 def _digest(value: Any) -> str:

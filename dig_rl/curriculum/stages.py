@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -17,7 +18,9 @@ from dig_rl.errors import ConfigError
 from dig_rl.layers import build, read_toml
 from dig_rl.types import Example
 
-Count = Annotated[int, Field(ge=0)]
+# Strict: a length of `true`, or of "3", is a slip.
+Count = Annotated[int, Field(ge=0, strict=True)]
+Length = Annotated[int, Field(ge=1, strict=True)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 MAX_SPREAD = 0.5
@@ -35,9 +38,9 @@ class Promotion(_Table):
     """`reward`, the weighted total, or the name of one reward term, as `f1`; of the stage's own pairs."""
     level: float = Field(gt=0, le=1)
     """The mean that is enough."""
-    window: int = Field(ge=1)
+    window: Length
     """Last steps that the mean is taken over; never fewer."""
-    min_steps: int = Field(1, ge=1)
+    min_steps: Length = 1
     """Steps that the stage has in any case."""
 
     @property
@@ -56,11 +59,11 @@ class Adaptive(_Table):
 class Overrides(_Table):
     """Settings of the run that a stage may change while engines keep running."""
 
-    group_size: int | None = Field(None, ge=2, le=1024)
+    group_size: int | None = Field(None, ge=2, le=1024, strict=True)
     """In place of `rollout.group_size`."""
     temperature: float | None = Field(None, gt=0)
     """In place of `rollout.temperature`, for sampler and learner alike."""
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: Length | None = None
     """In place of `rollout.max_completion_tokens`, and not above it."""
     lr: float | None = Field(None, ge=0)
     """In place of `learner.lr`."""
@@ -73,6 +76,7 @@ class Stage(_Table):
     """One stage: which pairs, for how long, drawn how."""
 
     name: str = Field(min_length=1)
+    """Letters, digits, spaces and `._,:+-()`, since tables and plots read other signs as markup."""
     differences: tuple[Count, Count]
     """Fewest and most changes of a pair, both included."""
     kinds: tuple[Kind, ...] | None = Field(None, min_length=1)
@@ -81,11 +85,11 @@ class Stage(_Table):
     """Least and greatest area of every change's box, as a share of the picture."""
     visibility: tuple[Share, Share] | None = None
     """Least and greatest visible fraction of every change (see `Example.visible_fractions`)."""
-    steps: int | None = Field(None, ge=1)
+    steps: Length | None = None
     """Length in training steps; the greatest length where there is a promotion rule, as with the next two."""
-    epochs: int | None = Field(None, ge=1)
+    epochs: Length | None = None
     """Length in passes over the pairs that fit; the last step is filled up from one more pass."""
-    until_step: int | None = Field(None, ge=1)
+    until_step: Length | None = None
     """The stage ends when the whole run has had this many steps."""
     promotion: Promotion | None = None
     replay: float = Field(0.0, ge=0, lt=1)
@@ -96,6 +100,8 @@ class Stage(_Table):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Stage:
+        if not re.fullmatch(r"\w[\w .,:+()-]*", self.name):
+            raise ValueError(f"name must consist of letters, digits, spaces and ._,:+-(), found {self.name!r}")
         for key in ("differences", "size", "visibility"):
             bounds = getattr(self, key)
             if bounds is not None and bounds[0] > bounds[1]:
@@ -162,6 +168,8 @@ def load_stages(path: str | Path) -> tuple[Stage, ...]:
     Raises:
         ConfigError: the file is missing, not TOML, or a stage is wrong.
     """
+    if not Path(path).is_file():
+        raise ConfigError(f"no stage file at {path}; the config's key `curriculum` names it")
     tables = build(_StageFile, read_toml(path), where=str(path)).stages
     stages = tuple(build(Stage, table, where=f"{path}, stage {index}") for index, table in enumerate(tables, start=1))
     check_sequence(stages, str(path))

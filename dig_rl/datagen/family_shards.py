@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -77,6 +78,8 @@ def make_families(recipe: FamilyRecipe, out: Path, workers: int, on_progress: Ca
                 on_progress(done, recipe.num_families)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():  # or the command would wait for shards that take a minute
+                worker.kill()  # it inherits what the command does at SIGTERM, and has nothing to save
             raise
 
 
@@ -111,10 +114,13 @@ def refuse_shared_scenes(folder: Path, data_dir: Path) -> None:
     Places are drawn from a continuum: two scenes share one only if they are the same scene, changed or not.
 
     Raises:
-        DataError: a place occurs in both; one pair that has it is named.
+        DataError: a place occurs in both; one pair that has it is named. Or the data folder has no scenes.
     """
     ours = {tuple(place) for shard in read_families(folder) for place in shard.places_m.tolist()}
-    for path in sorted((data_dir / "scenes").glob("*.json")):
+    scenes = sorted((data_dir / "scenes").glob("*.json"))
+    if not scenes:
+        raise DataError(f"{data_dir} has no scenes/*.json, so nothing says whether the families share a scene with it")
+    for path in scenes:
         values = json.loads(path.read_text(encoding="utf-8"))
         items = [*values["scene_a"]["objects"], *values["scene_b"]["objects"]]
         if any((item["x_m"], item["y_m"]) in ours for item in items):

@@ -80,6 +80,13 @@ class DrawnStage:
         return min(rule.earliest_step, len(self.steps)) if rule else len(self.steps)
 
     @property
+    def earliest_end(self) -> int:
+        """Steps of the run after which the stage may end, if promotion rules end stages as soon as they can."""
+        if self.stage.until_step is not None and self.stage.promotion is None:
+            return self.stage.until_step
+        return self.earliest_start + self.fewest_steps
+
+    @property
     def most_steps(self) -> int:
         """Steps of the stage if those before it end as early, and it as late, as they can."""
         if self.stage.until_step is None:
@@ -110,11 +117,11 @@ def draw_everything(curriculum: Curriculum) -> list[DrawnStage]:
     while not curriculum.finished:
         step += 1
         if curriculum.stage_index == len(drawn):
-            earliest_start = drawn[-1].earliest_start + drawn[-1].fewest_steps if drawn else 0
+            earliest_start = drawn[-1].earliest_end if drawn else 0
             drawn.append(DrawnStage(curriculum.stage, step, earliest_start, len(pairs[len(drawn)])))
         examples = curriculum.next_examples()
-        replayed = [example for example in examples if example.pair_id in curriculum.replayed_ids]
-        own = [example for example in examples if example.pair_id not in curriculum.replayed_ids]
+        num_own = len(examples) - curriculum.num_replayed
+        own, replayed = examples[:num_own], examples[num_own:]
         drawn[-1].steps.append(DrawnStep(_count_changes(own), _count_changes(replayed)))
         drawn[-1].kinds.update(kind for example in examples for kind in example.kinds)
         drawn[-1].distinct.update(example.pair_id for example in own)
@@ -168,7 +175,7 @@ def notes(drawn: Sequence[DrawnStage]) -> list[str]:
         if rule is not None:
             found.append(
                 f"{stage.name} is open: it ends as soon as {rule.metric} is {rule.level:g} or more over {rule.window} "
-                f"steps, after {one.fewest_steps} to {len(one.steps)} steps; shown are {len(one.steps)}"
+                f"steps, after {one.fewest_steps} to {one.most_steps} steps; shown are {len(one.steps)}"
             )
         elif one.most_steps > len(one.steps):
             found.append(
@@ -192,7 +199,7 @@ def plot_preview(drawn: Sequence[DrawnStage], path: Path, title: str) -> None:
         figure = Figure(figsize=(10.0, 4.9 + 0.3 * len(drawn)), layout="constrained")
         figure.get_layout_engine().set(h_pad=0.12, hspace=0.06)
         grid = figure.add_gridspec(2, 2, height_ratios=(3.2, 0.9 + 0.3 * len(drawn)), width_ratios=(1.25, 1))
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11, parse_math=False)  # a path may hold $
         _draw_steps(figure.add_subplot(grid[0, :]), drawn)
         _draw_kinds(figure.add_subplot(grid[1, 0]), drawn)
         _draw_use(figure.add_subplot(grid[1, 1]), drawn)
