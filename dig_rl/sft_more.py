@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from dig_rl.ablations.plan import SUPERVISED_FILE
+from dig_rl.config import Config
 from dig_rl.data import read_records
 from dig_rl.datagen.family_shards import FamilyShard
 from dig_rl.datagen.labels import box_of_mask
 from dig_rl.datagen.numpy_renderer import NumpyRenderer
 from dig_rl.datagen.scene import Scene, scene_from_json
 from dig_rl.durable import read_json_object, write_durably
-from dig_rl.errors import DataError
+from dig_rl.errors import ConfigError, DataError
 from dig_rl.family_batches import PairPool
 from dig_rl.family_warmup import FamilyWarmupConfig, read_history, warm_up_on_families
 from dig_rl.inspection.scenes import read_scenes
@@ -33,10 +34,33 @@ from dig_rl.types import Example
 _PROBE_STEPS = (2, 12)
 """Two short trainings; by their difference a step is timed without what a start takes."""
 _EVALUATIONS = 10
+_OURS = {"steps", "evaluate_every", "seed"}
+"""Settings of `FamilyWarmupConfig` that the control chooses."""
+
+
+def training_settings(training: dict[str, Any], config: Config, *, where: str) -> tuple[FamilyWarmupConfig, int]:
+    """Settings of the supervised training, its length left open, and the levels that answers are rounded to.
+
+    Args:
+        training: settings of `FamilyWarmupConfig`, and `coordinate_levels` if not those of `config.warmup`.
+        config: of the run; its seed is taken.
+        where: begins every message.
+
+    Raises:
+        ConfigError: a setting is wrong, or is not to be chosen.
+    """
+    values = dict(training)
+    if fixed := sorted(_OURS & values.keys()):
+        raise ConfigError(f"{where}: training.{fixed[0]} is set by the control itself; leave it out")
+    levels = values.pop("coordinate_levels", config.warmup.coordinate_levels)
+    if type(levels) is not int or levels < 1:
+        raise ConfigError(f"{where}: training.coordinate_levels must be a whole number from 1 on, found {levels!r}")
+    values |= {"steps": 1, "evaluate_every": 1, "seed": config.seed}
+    return build(FamilyWarmupConfig, values, where=f"{where}, training"), levels
 
 
 def train_more(
-    training: dict[str, Any],
+    settings: FamilyWarmupConfig,
     start: Path,
     data: Path,
     examples: Sequence[Example],
@@ -44,7 +68,6 @@ def train_more(
     *,
     levels: int,
     seconds: float,
-    seed: int,
     out: Path,
 ) -> None:
     """Train for so long and write `out/policy`; the same call continues what was begun.
@@ -54,22 +77,19 @@ def train_more(
     (`training_seconds`) took; those before a kill are not known and not counted.
 
     Args:
-        training: settings of `FamilyWarmupConfig`; number of steps, evaluations and seed are set here.
+        settings: number of steps and evaluations are set here.
         start: policy to begin with.
         data: data folder of the pairs; `imagined` and `blind` read its scene files.
         examples: training pairs, all of one picture size.
         validation: pairs whose loss is watched, never trained on.
         levels: answers are rounded to multiples of 1000 / levels.
         seconds: wall clock to fill.
-        seed: of all draws.
         out: run folder.
 
     Raises:
-        ConfigError: a setting is wrong.
         DataError: pictures differ in size, or a scene file is needed and wrong or missing.
         KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint was written.
     """
-    settings = build(FamilyWarmupConfig, {**training, "steps": 1, "seed": seed}, where="training")
     pool = PairPool([shard_of_pairs(examples, data if settings.imagined or settings.blind else None)])
 
     def run(steps: int, folder: Path, evaluate_every: int) -> None:

@@ -37,12 +37,13 @@ def execute(run: PlannedRun, budget: Budget, work: Path, entries: Sequence[Entry
         Its entries that are not yet among `entries`.
 
     Raises:
-        RunFailed: a process of it failed.
+        RunFailed: a process of it failed, or its folder holds another run.
         DigRlError: it cannot begin.
         KeyboardInterrupt: it was stopped; the same call continues it.
     """
     config_path = work / "configs" / f"{run.name}.json"
     config_path.parent.mkdir(parents=True, exist_ok=True)
+    _refuse_other_run(run, work / run.name, config_path.with_suffix(".fingerprint"))
     write_durably(config_path, _with_data(run, work).model_dump_json(indent=2) + "\n")
     settings = ["--config", str(config_path), "--run", run.name, "--runs-dir", str(work)]
     if run.control == "sft_more":
@@ -56,6 +57,17 @@ def execute(run: PlannedRun, budget: Budget, work: Path, entries: Sequence[Entry
     there = {entry.key for entry in entries}
     made = [Entry.model_validate(name | result) for name in named]
     return [entry for entry in made if entry.key not in there]
+
+
+def _refuse_other_run(run: PlannedRun, folder: Path, record: Path) -> None:
+    """A run folder knows its config; what else decides its figures is on record beside it."""
+    begun = record.read_text(encoding="utf-8") if record.exists() else "unknown"
+    if folder.exists() and begun != run.fingerprint:
+        raise RunFailed(
+            f"{folder} was begun with other settings, stages, policy or pairs (fingerprint {begun}, expected "
+            f"{run.fingerprint}); remove it, it is made again"
+        )
+    write_durably(record, run.fingerprint)
 
 
 def seconds_behind(run: PlannedRun, work: Path) -> float:

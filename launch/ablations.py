@@ -16,7 +16,8 @@ from dig_rl.ablations.ledger import Entry, append_entries, read_entries
 from dig_rl.ablations.plan import PlannedRun, common_budget, plan_runs
 from dig_rl.ablations.recipe import AblationRecipe, load_recipe
 from dig_rl.durable import write_durably
-from dig_rl.errors import DigRlError
+from dig_rl.errors import ConfigError, DigRlError, PluginError
+from dig_rl.plugins import load_plugin
 from launch.ablation_runs import execute, seconds_behind
 from launch.arguments import add_overrides
 from launch.terminal import end_with_message
@@ -60,6 +61,7 @@ def _run_missing(recipe: AblationRecipe, arguments: argparse.Namespace) -> list[
     budget = common_budget(recipe, ROOT, arguments.set)
     missing = [run for run in runs if not run.is_in(entries)]
     print(f"{len(runs)} runs of {budget}; {len(runs) - len(missing)} are finished", flush=True)
+    _check_settings(missing)
     started = time.monotonic()
     failed = []
     for number, run in enumerate(missing, start=1):
@@ -90,6 +92,23 @@ def _refuse_other_settings(recipe: AblationRecipe, entries: Sequence[Entry], ove
     """No table may hold runs with different settings, also where other arms are asked for."""
     for run in plan_runs(recipe, ROOT, seeds=sorted({entry.seed for entry in entries}), overrides=overrides):
         run.is_in(entries)
+
+
+def _check_settings(runs: Sequence[PlannedRun]) -> None:
+    """Find mistakes that a run would end with, hours later, before the first one begins."""
+    for run in runs:
+        where = f"arm {run.arm}"
+        if run.control == "sft_more":
+            # Imported here: TRL takes long.
+            from dig_rl.sft_more import training_settings
+
+            training_settings(run.training, run.config, where=where)
+            continue
+        for name, term in run.config.reward.terms.items():
+            try:
+                load_plugin(term.use, term.kwargs, ROOT)
+            except PluginError as error:
+                raise ConfigError(f"{where}, reward.terms.{name}: {error}") from None
 
 
 def _write_report(ledger: Path) -> None:

@@ -25,7 +25,6 @@ from dig_rl.layers import build, differing_keys, read_toml
 from dig_rl.metrics import read_metrics
 from dig_rl.policy.build import SmallPolicyConfig, build_small_policy
 from dig_rl.prompts import instruction
-from dig_rl.summary import read_summary
 from launch.arguments import add_overrides
 from launch.terminal import end_with_message, run_part
 
@@ -56,7 +55,7 @@ class NanoRecipe(BaseModel):
 
     policy: SmallPolicyConfig
     families: dict[str, FamilyRecipe]
-    stages: dict[str, Stage]
+    stages: dict[str, Stage] = Field(min_length=1)
     """In their order; each begins with the policy of the one before."""
 
     @model_validator(mode="after")
@@ -98,7 +97,8 @@ def _warm_up(recipe: NanoRecipe, arguments: argparse.Namespace) -> None:
         make_families(families, folder, arguments.workers, _show_families)
         refuse_shared_scenes(folder, arguments.data)
     start = arguments.work / "random"
-    if not (start / "config.json").exists():
+    if not (arguments.work / next(iter(recipe.stages))).exists():
+        shutil.rmtree(start, ignore_errors=True)
         build_small_policy(recipe.policy, [instruction("union", "norm1000")], start)
     for name in recipe.stages:
         start = _train(recipe, name, start, arguments)
@@ -110,18 +110,17 @@ def _warm_up(recipe: NanoRecipe, arguments: argparse.Namespace) -> None:
 
 
 def _learn_from_reward(seed: int, arguments: argparse.Namespace) -> None:
-    """Train the warm policy with GRPO, unless that has been done."""
+    """Train the warm policy with GRPO, or what is left of that, and say what became of its validation figures."""
     run = _run_folder(arguments.runs_dir, seed)
-    summary = read_summary(run)
-    if summary is None or summary["status"] != "finished":
-        print(f"== GRPO, seed {seed}: {CONFIG}", flush=True)
-        settings = [f"seed={seed}", f"policy.path={json.dumps(str(arguments.out))}"]
-        settings += [f"data.path={json.dumps(str(arguments.data))}", *arguments.set]
-        folders = ["--run", run.name, "--runs-dir", str(arguments.runs_dir)]
-        if code := run_part("launch.train", "--config", CONFIG, *folders, "--set", *settings):
-            sys.exit(code)
+    print(f"== GRPO, seed {seed}: {CONFIG}", flush=True)
+    settings = [f"seed={seed}", f"policy.path={json.dumps(str(arguments.out))}"]
+    settings += [f"data.path={json.dumps(str(arguments.data))}", *arguments.set]
+    folders = ["--run", run.name, "--runs-dir", str(arguments.runs_dir)]
+    # A finished run, too: only there are its settings compared with those asked for.
+    if code := run_part("launch.train", "--config", CONFIG, *folders, "--set", *settings):
+        sys.exit(code)
     figures = [line for line in read_metrics(run) if "validation/f1" in line]
-    for name in FIGURES:
+    for name in FIGURES if figures else ():
         first, last = (line[f"validation/{name}"] for line in (figures[0], figures[-1]))
         print(f"seed {seed}: validation {name} {first:.3f} -> {last:.3f} ({last - first:+.3f})", flush=True)
 
@@ -151,7 +150,8 @@ def _train(recipe: NanoRecipe, name: str, start: Path, arguments: argparse.Names
     stage = recipe.stages[name]
     out = arguments.work / name
     settings = build(FamilyWarmupConfig, dict(stage.training), where=f"{arguments.recipe}, stages.{name}.training")
-    _refuse_other_settings(out, {"families": list(stage.families), "training": settings.model_dump(mode="json")})
+    decides = {"families": list(stage.families), "training": settings.model_dump(mode="json")}
+    _refuse_other_settings(out, {"policy": recipe.policy.model_dump(mode="json"), **decides})
     if not (out / "policy" / "config.json").exists():
         pool = PairPool(_shards(arguments.work / "families" / families for families in stage.families))
         validation = load_examples(arguments.data, "validation")

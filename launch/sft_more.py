@@ -30,19 +30,17 @@ def main() -> None:
         examples = load_examples(data.path, data.train_split, **options)
         validation = load_examples(data.path, data.validation_split, **options)
         # Imported here: torch and TRL take seconds, and wrong data need neither.
-        from dig_rl.sft_more import train_more
+        from dig_rl.sft_more import train_more, training_settings
 
-        training = read_layers([], arguments.training)
-        levels = int(training.pop("coordinate_levels", config.warmup.coordinate_levels))
+        settings, levels = training_settings(read_layers([], arguments.training), config, where="--training")
         train_more(
-            training,
+            settings,
             Path(config.policy.path),
             Path(data.path),
             examples,
             validation,
             levels=levels,
             seconds=arguments.seconds,
-            seed=config.seed,
             out=run.path,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -93,6 +94,8 @@ def run_that_leaves(summary: dict[str, Any], run: PlannedRun, world: Path, monke
     """Entries of a run whose process leaves this summary."""
     (world / run.name).mkdir()
     (world / run.name / "summary.json").write_text(json.dumps(summary))
+    (world / "configs").mkdir(exist_ok=True)
+    (world / "configs" / f"{run.name}.fingerprint").write_text(run.fingerprint)
     asked: list[tuple[str, ...]] = []
     monkeypatch.setattr(ablation_runs, "_run", lambda *command: asked.append(command))
     made = ablation_runs.execute(run, Budget(75, 3, 4), world, [])
@@ -121,6 +124,26 @@ def test_a_run_that_is_not_what_was_planned_is_not_written_down(
 ) -> None:
     with pytest.raises(ablation_runs.RunFailed, match=message):
         run_that_leaves(finished_summary(**change), planned(world), world, monkeypatch)
+
+
+@pytest.mark.parametrize("record", [None, "0123456789abcdef"])
+def test_a_folder_of_another_run_is_not_taken_for_this_one(world: Path, monkeypatch: Any, record: str | None) -> None:
+    run = planned(world)
+    folder, fingerprint = world / run.name, world / "configs" / f"{run.name}.fingerprint"
+    folder.mkdir()
+    (folder / "summary.json").write_text(json.dumps(finished_summary()))
+    if record is not None:
+        fingerprint.parent.mkdir()
+        fingerprint.write_text(record)
+    monkeypatch.setattr(ablation_runs, "_run", lambda *command: pytest.fail("nothing may be begun"))
+    told = f"begun with other settings, .*fingerprint {record or 'unknown'}, expected {run.fingerprint}.*; remove it"
+    with pytest.raises(ablation_runs.RunFailed, match=told):
+        ablation_runs.execute(run, Budget(75, 3, 4), world, [])
+    shutil.rmtree(folder)
+    monkeypatch.setattr(ablation_runs, "_run", lambda *command: folder.mkdir())
+    with pytest.raises(ablation_runs.RunFailed, match="ended as nothing"):
+        ablation_runs.execute(run, Budget(75, 3, 4), world, [])
+    assert fingerprint.read_text() == run.fingerprint
 
 
 def test_supervised_control_needs_the_time_of_its_model(world: Path) -> None:
@@ -163,6 +186,23 @@ def command(world: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         ablations.main()
 
     return call
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        ('set=["reward.terms.iou.kwargs.iou_reduction=mached"]', r"arm late, reward.terms.iou: .*mached"),
+        ('set=["reward.terms.iou.use=rewards/gone.py:box_iou"]', r"arm late, reward.terms.iou: .*no file at"),
+    ],
+)
+def test_a_mistake_in_an_arm_that_comes_late_is_found_first(world: Path, command: Any, arm: str, message: str) -> None:
+    recipe = world / "recipe.toml"
+    recipe.write_text(recipe.read_text() + f'[arms.late]\naxis="reward"\nlater=true\n{arm}\n')
+    runs = Runs()
+    for options in ([], ["--dry-run"]):
+        with pytest.raises(ConfigError, match=message):
+            command(runs, *options)
+    assert runs.asked == []
 
 
 def keys_in(world: Path) -> list[tuple[str, int]]:

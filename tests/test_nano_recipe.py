@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -59,10 +60,19 @@ class Nano:
         self._runs_dir, self._monkeypatch = folder / "runs", monkeypatch
         self.recipe.write_text(RECIPE)
 
-    def __call__(self) -> None:
+    def __call__(self, **seed: int) -> None:
         folders = {"--work": self.work, "--out": self.out, "--runs-dir": self._runs_dir, "--data": ROOT / "nano/data"}
         options = [str(word) for option in folders.items() for word in option]
-        argv = ["make nano", "--recipe", str(self.recipe), *options, "--workers", "1", "--seeds"]
+        argv = [
+            "make nano",
+            "--recipe",
+            str(self.recipe),
+            *options,
+            "--workers",
+            "1",
+            "--seeds",
+            *map(str, seed.values()),
+        ]
         self._monkeypatch.setattr(sys, "argv", argv)
         nano.main()
 
@@ -93,6 +103,41 @@ def test_a_warm_policy_is_made_stage_by_stage_and_kept(
     with pytest.raises(ConfigError, match=r"habit was trained with other settings:\n  training.blind: 0.5 -> 0.25\n"):
         make()
     assert (make.work / "habit" / weights).read_bytes() == after[1] and not make.out.exists()
+
+
+def test_another_policy_is_not_trained_with_what_an_earlier_one_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = Nano(tmp_path, monkeypatch)
+    make()
+    shutil.rmtree(make.out)
+    make.recipe.write_text(RECIPE.replace("[policy]", "[policy]\ncoordinate_levels = 25"))
+    with pytest.raises(
+        ConfigError, match=r"see was trained with other settings:\n  policy.coordinate_levels: 50 -> 25"
+    ):
+        make()
+    for stage in ("see", "habit"):
+        shutil.rmtree(make.work / stage)
+    make()
+    tokens = {token["content"] for token in json.loads((make.out / "tokenizer.json").read_text())["added_tokens"]}
+    assert "40" in tokens and "20" not in tokens  # steps of 40 now
+
+
+def test_grpo_of_another_policy_is_not_reported_as_this_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make = Nano(tmp_path, monkeypatch)
+    make.out.mkdir()
+    (make.out / "config.json").write_text("{}")
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(nano, "run_part", lambda *command: asked.append(command) or 1)
+    with pytest.raises(SystemExit):
+        make(seed=0)
+    # The run's own process compares: it refuses other settings, and says if there is nothing left to do.
+    assert asked[0][0] == "launch.train" and f'policy.path="{make.out}"' in asked[0]
+    monkeypatch.setattr(nano, "run_part", lambda *command: 0)
+    make(seed=0)
+    assert "validation f1" not in capsys.readouterr().out  # a run without validation has none
 
 
 def test_a_stage_of_a_version_that_wrote_no_settings_down_is_refused(

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dig_rl.config import Config
 from dig_rl.data import load_examples
 from dig_rl.errors import ConfigError, DataError
 from dig_rl.family_batches import PairPool
-from dig_rl.sft_more import _measure, shard_of_pairs, train_more
+from dig_rl.sft_more import _measure, shard_of_pairs, training_settings
 from tests.data_folders import line_of, write_folder
 from tests.tiny import ROOT
 
@@ -91,15 +92,23 @@ def test_missing_and_wrong_scenes_are_told(text: str | None, problem: str, tmp_p
         shard_of_pairs(examples, tmp_path)
 
 
-def test_settings_are_checked_before_anything_is_read(tmp_path: Path) -> None:
-    numbers: dict[str, Any] = {"levels": 50, "seconds": 1.0, "seed": 0, "out": tmp_path / "run"}
+def test_settings_are_checked_before_anything_is_read() -> None:
+    wrong: dict[str, Any]
     for wrong, told in [
         ({"imagined": 2.0}, "imagined: Input should be less than or equal to 1"),
         ({"blind": -0.1, "hints": False}, "blind: Input should be greater than or equal to 0"),
         ({"imagined": 0.5}, "with imagined or blind, set hints = false"),
+        ({"imagind": 0.5}, "imagind: no such key; did you mean imagined"),
+        ({"steps": 3}, "training.steps is set by the control itself"),
+        ({"seed": 3}, "training.seed is set by the control itself"),
+        ({"coordinate_levels": "x"}, "coordinate_levels must be a whole number from 1 on, found 'x'"),
+        ({"coordinate_levels": 0}, "coordinate_levels must be a whole number from 1 on, found 0"),
     ]:
-        with pytest.raises(ConfigError, match=told):
-            train_more(wrong, tmp_path, tmp_path, [], [], **numbers)
+        with pytest.raises(ConfigError, match=f"arm x.*(\n.*)*{told}"):
+            training_settings(wrong, Config(), where="arm x")
+    settings, levels = training_settings({"lr": 0.5, "coordinate_levels": 25}, Config(seed=3), where="arm x")
+    assert (settings.lr, settings.seed, levels) == (0.5, 3, 25)
+    assert training_settings({}, Config(), where="arm x")[1] == Config().warmup.coordinate_levels
 
 
 def test_number_of_supervised_steps_fills_the_time(tmp_path: Path) -> None:
