@@ -78,8 +78,8 @@ warmup: setup ## supervised start of a policy: CONFIG= OUT= SET=
 nano: setup ## dig-nano from random weights, in pieces, the same command goes on: SEEDS="0 1 2" SET=
 	@$(PY) -m launch.nano $(if $(SEEDS),--seeds $(SEEDS)) $(SETTINGS)
 
-ablations: setup ## which part of the method does what: arms x seeds at one budget, in pieces: ONLY="arms" SEEDS= MINUTES= SET= DRY_RUN=1
-	@$(PY) -m launch.ablations $(call option,--recipe,$(RECIPE)) $(if $(ONLY),--only $(call quote,$(ONLY))) \
+ablations: setup ## which part of the method does what: arms x seeds at one budget, in pieces: ONLY="arms" SEEDS= MINUTES= SET= LEDGER= DRY_RUN=1
+	@$(PY) -m launch.ablations $(call option,--recipe,$(RECIPE)) $(call option,--ledger,$(LEDGER)) $(if $(ONLY),--only $(call quote,$(ONLY))) \
 	  $(if $(SEEDS),--seeds $(call quote,$(SEEDS))) $(call option,--minutes,$(MINUTES)) $(SETTINGS) \
 	  $(if $(DRY_RUN),--dry-run) $(if $(REPORT_ONLY),--report-only)
 

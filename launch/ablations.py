@@ -25,7 +25,6 @@ from launch.terminal import end_with_message
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = "launch/configs/recipes/ablations.toml"
 LEDGER = Path("docs/ablations.json")
-WORK = Path("runs/ablations")
 
 
 def main() -> None:
@@ -46,11 +45,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="*", type=int, metavar="N", help="in place of the recipe's seeds (SEEDS=)")
     add_overrides(parser, "all runs' settings")
     parser.add_argument("--minutes", type=float, help="start no run that would end later than this (MINUTES=)")
-    parser.add_argument("--ledger", type=Path, default=LEDGER, help="finished runs (default: %(default)s)")
-    parser.add_argument("--work", type=Path, default=WORK, help="folder of the runs (default: %(default)s)")
+    parser.add_argument("--ledger", type=Path, default=LEDGER, help="finished runs (LEDGER=; default: %(default)s)")
+    parser.add_argument("--work", type=Path, help="folder of the runs (default: runs/ and the name of the ledger)")
     parser.add_argument("--dry-run", action="store_true", help="say what would be run, and run nothing (DRY_RUN=1)")
     parser.add_argument("--report-only", action="store_true", help="write the report from the finished runs")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.work = arguments.work or Path("runs", arguments.ledger.stem)
+    return arguments
 
 
 def _run_missing(recipe: AblationRecipe, arguments: argparse.Namespace) -> list[str]:
@@ -115,16 +116,18 @@ def _write_report(ledger: Path) -> None:
     """Write the page and its pictures beside the ledger."""
     # Imported here: a plan needs no matplotlib.
     from dig_rl.reporting.ablation_plots import draw_axis
-    from dig_rl.reporting.ablation_report import ARMS, ablation_markdown, finished_arms, picture_name
+    from dig_rl.reporting.ablation_report import ARMS, LOOSE_LEDGER, ablation_markdown, finished_arms, picture_name
 
-    entries = read_entries(ledger)
+    if ledger.name == LOOSE_LEDGER:
+        ledger = ledger.with_name(LEDGER.name)  # of the page that its runs belong to
+    entries, from_loose = (read_entries(ledger.with_name(name)) for name in (ledger.name, LOOSE_LEDGER))
     for axis in ARMS:
         if finished_arms(entries, axis):
             picture = ledger.parent / "images" / picture_name(axis)
             picture.parent.mkdir(parents=True, exist_ok=True)
             draw_axis(entries, axis, picture)
     page = ledger.with_suffix(".md")
-    write_durably(page, ablation_markdown(entries))
+    write_durably(page, ablation_markdown(entries, from_loose))
     print(f"written to {page}", flush=True)
 
 

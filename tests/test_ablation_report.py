@@ -11,7 +11,7 @@ from PIL import Image
 from dig_rl.ablations.ledger import Entry, append_entries
 from dig_rl.ablations.results import Claim, SeedMean, compare, of_arm, seed_mean
 from dig_rl.reporting.ablation_plots import draw_axis
-from dig_rl.reporting.ablation_report import ARMS, CLAIMS, ablation_markdown
+from dig_rl.reporting.ablation_report import ARMS, CLAIMS, LOOSE_LEDGER, ablation_markdown
 from launch import ablations
 
 START = {"f1": 0.3, "mean_iou": 0.4, "count_accuracy": 0.5, "parse_rate": 0.9}
@@ -92,7 +92,7 @@ FOUND = entries(
 def test_page_says_what_the_runs_show() -> None:
     page = ablation_markdown(FOUND)
     assert "75 steps, 38,400 scored answers." in page
-    assert "9.0 hours of wall clock" in page  # 18 runs of half an hour
+    assert "add up to 9.0 hours" in page  # 18 runs of half an hour
     assert "| *start* | the policy before training | – | 0.300 | – | 0.400 | 0.500 | 0.900 | – | – |" in page
     # 0.42 +- 4.302653 * 0.02 / sqrt(3)
     all_row = "| `all` | format 0.1, F1 0.45, IoU 0.45 | 3 | 0.420 [0.370, 0.470] | +0.120 [+0.070, +0.170] |"
@@ -112,11 +112,40 @@ def test_a_reason_is_told_once_it_was_tested() -> None:
     assert "tested" not in ablation_markdown(FOUND)
     matched = entries(format_iou_matched=[0.40, 0.41, 0.42], format_f1=[0.30, 0.30, 0.30])
     page = ablation_markdown([*FOUND, *matched])
-    assert "tested: the IoU term here counts" in page
+    assert "tested: the IoU term here counts" in page and "tested: the boxes of this start" not in page
     assert (
         "| `format_iou_matched` < `format_f1` | -0.100, -0.110, -0.120 | -0.110 [-0.135, -0.085] | **reversed**" in page
     )
     assert "| `format_f1` < `all_matched` | no seed has both | – | **not shown** |" in page
+
+
+def test_a_reason_that_needs_another_start_is_told_from_runs_of_its_own() -> None:
+    # 0.75 - 0.65: s = 0.01, half an interval = 4.302653 * 0.01 / sqrt(3) = 0.024841
+    loose = entries(format_iou_matched=[0.65, 0.65, 0.65], format_f1=[0.74, 0.75, 0.76])
+    page = ablation_markdown(FOUND, loose)
+    told = page[page.index("tested: the boxes of this start fit already") : page.index("![Which reward]")]
+    assert "| `format_f1` | format 0.1, F1 0.9 | 3 | 0.750 [0.725, 0.775] |" in told
+    assert "| `format_iou` |" not in told and "| `format_iou_matched` | as `format_iou`" in told
+    assert "| `format_iou_matched` < `format_f1` | +0.090, +0.100, +0.110 | +0.100 [+0.075, +0.125] | **as exp" in told
+    assert "| `format_f1` < `all_matched` | no seed has both" in told
+    assert "| `format_f1` | format 0.1, F1 0.9 | 0 |" in page[: page.index(told)]  # nothing of it counts elsewhere
+    assert "9.0 hours" in page and "(ablations-loose.json):\n\n| run |" in page
+
+
+def test_runs_from_the_loose_start_are_written_into_the_page_of_all(tmp_path: Path, monkeypatch: Any) -> None:
+    append_entries(tmp_path / "ablations.json", FOUND)
+    append_entries(tmp_path / LOOSE_LEDGER, entries(format_f1=[0.74, 0.75], all_matched=[0.8, 0.81]))
+    for ledger in ("ablations.json", LOOSE_LEDGER):
+        monkeypatch.setattr("sys.argv", ["x", "--report-only", "--ledger", str(tmp_path / ledger)])
+        ablations.main()
+        page = (tmp_path / "ablations.md").read_text()
+        assert "`all_matched` | as `all`" in page and "+0.060, +0.060" in page
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        LOOSE_LEDGER,
+        "ablations.json",
+        "ablations.md",
+        "images",
+    ]
 
 
 def test_controls_that_gain_are_told() -> None:
@@ -127,12 +156,14 @@ def test_controls_that_gain_are_told() -> None:
 
 def test_the_same_run_under_two_names_counts_its_time_once() -> None:
     both = [entry("all", 0, 0.4), entry("staged", 0, 0.4, fingerprint="all-0")]
-    assert "0.5 hours of wall clock" in ablation_markdown(both)
+    assert "add up to 0.5 hours" in ablation_markdown(both)
 
 
 def test_page_without_runs_says_so() -> None:
     page = ablation_markdown([])
-    assert page.count("No run is finished yet.") == 3 and "Budget of each: no run is finished yet." in page
+    assert (
+        page.count("No run is finished yet.") == 3 and "Budget of each run of GRPO:\n  no run is finished yet." in page
+    )
 
 
 @pytest.mark.parametrize("axis", list(ARMS))
