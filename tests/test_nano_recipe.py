@@ -104,23 +104,24 @@ def test_a_warm_policy_is_made_stage_by_stage_and_kept(
         make()
     assert (make.work / "habit" / weights).read_bytes() == after[1] and not make.out.exists()
 
-
-def test_another_policy_is_not_trained_with_what_an_earlier_one_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make = Nano(tmp_path, monkeypatch)
-    make()
-    shutil.rmtree(make.out)
     make.recipe.write_text(RECIPE.replace("[policy]", "[policy]\ncoordinate_levels = 25"))
     with pytest.raises(
         ConfigError, match=r"see was trained with other settings:\n  policy.coordinate_levels: 50 -> 25"
     ):
         make()
-    for stage in ("see", "habit"):
-        shutil.rmtree(make.work / stage)
-    make()
-    tokens = {token["content"] for token in json.loads((make.out / "tokenizer.json").read_text())["added_tokens"]}
-    assert "40" in tokens and "20" not in tokens  # steps of 40 now
+
+
+def test_every_beginning_has_the_random_policy_of_its_own_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = Nano(tmp_path, monkeypatch)
+    monkeypatch.setattr(nano, "_train", lambda recipe, name, start, arguments: start)
+    for levels, there, gone in ((50, "20", "50"), (20, "50", "20")):
+        make.recipe.write_text(RECIPE.replace("[policy]", f"[policy]\ncoordinate_levels = {levels}"))
+        make()
+        tokens = {token["content"] for token in json.loads((make.out / "tokenizer.json").read_text())["added_tokens"]}
+        assert there in tokens and gone not in tokens
+        shutil.rmtree(make.out)
 
 
 def test_grpo_of_another_policy_is_not_reported_as_this_ones(
