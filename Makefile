@@ -79,9 +79,9 @@ nano: setup ## dig-nano from random weights, in pieces, the same command goes on
 	@$(PY) -m launch.nano $(if $(SEEDS),--seeds $(SEEDS)) $(SETTINGS)
 
 ablations: setup ## which part of the method does what: arms x seeds at one budget, in pieces: ONLY="arms" SEEDS= MINUTES= SET= LEDGER= DRY_RUN=1
-	@$(PY) -m launch.ablations $(call option,--recipe,$(RECIPE)) $(call option,--ledger,$(LEDGER)) $(if $(ONLY),--only $(call quote,$(ONLY))) \
-	  $(if $(SEEDS),--seeds $(call quote,$(SEEDS))) $(call option,--minutes,$(MINUTES)) $(SETTINGS) \
-	  $(if $(DRY_RUN),--dry-run) $(if $(REPORT_ONLY),--report-only)
+	@$(PY) -m launch.ablations $(call option,--recipe,$(RECIPE)) $(call option,--ledger,$(LEDGER)) \
+	  $(if $(ONLY),--only $(call quote,$(ONLY))) $(if $(SEEDS),--seeds $(call quote,$(SEEDS))) \
+	  $(call option,--minutes,$(MINUTES)) $(SETTINGS) $(if $(DRY_RUN),--dry-run) $(if $(REPORT_ONLY),--report-only)
 
 train: setup ## train: CONFIG= RUN= SET="learner.lr=1e-6 ..." ALLOW_CHANGED_PLUGINS=1; the same RUN continues
 	@$(PY) -m launch.train --config $(call quote,$(CONFIG)) --run '$(RUN)' $(SETTINGS) $(CHANGED_PLUGINS)
