@@ -123,7 +123,7 @@ def test_a_reason_that_needs_another_start_is_told_from_runs_of_its_own() -> Non
     # 0.75 - 0.65: s = 0.01, half an interval = 4.302653 * 0.01 / sqrt(3) = 0.024841
     loose = entries(format_iou_matched=[0.65, 0.65, 0.65], format_f1=[0.74, 0.75, 0.76])
     page = ablation_markdown(FOUND, loose)
-    told = page[page.index("tested: the boxes of this start fit already") : page.index("![Which reward]")]
+    told = page[page.index("tested: the boxes of this start fit already") : page.index("## Which curriculum")]
     assert "| `format_f1` | format 0.1, F1 0.9 | 3 | 0.750 [0.725, 0.775] |" in told
     assert "| `format_iou` |" not in told and "| `format_iou_matched` | as `format_iou`" in told
     assert "| `format_iou_matched` < `format_f1` | +0.090, +0.100, +0.110 | +0.100 [+0.075, +0.125] | **as exp" in told

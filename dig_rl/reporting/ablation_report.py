@@ -170,9 +170,8 @@ def ablation_markdown(entries: Sequence[Entry], from_loose: Sequence[Entry] = ()
             continue
         parts.append(_table(axis, entries, ARMS[axis]))
         parts.append(_verdicts(axis, entries))
-        for reason in REASONS.get(axis, ()):
-            parts += _reason(axis, reason, entries if reason.ledger is None else from_loose)
         parts.append(f"![{_TITLES[axis]}](images/{picture_name(axis)})\n")
+        parts += _reasons(axis, entries, from_loose)
     parts.append(_METHOD)
     if entries:
         parts.append(f"## Every run\n\n{_runs(entries)}")
@@ -259,8 +258,14 @@ def _verdicts(axis: Axis, entries: Sequence[Entry]) -> str:
     return f"By mean F1, from the lowest: {ranked}.\n\n{_markdown_table(rows)}"
 
 
+def _reasons(axis: Axis, entries: Sequence[Entry], from_loose: Sequence[Entry]) -> list[str]:
+    """What became of each reason, once a run of its arms is there."""
+    tested = [_reason(axis, one, from_loose if one.ledger else entries) for one in REASONS.get(axis, ())]
+    parts = [part for parts in tested for part in parts]
+    return ["### Why an ordering may not come out as in the paper\n", *parts] if parts else []
+
+
 def _reason(axis: Axis, reason: Reason, entries: Sequence[Entry]) -> list[str]:
-    """What became of the reason, once a run of its arms is there."""
     found = [compare(entries, claim) for claim in reason.expected]
     if not any(one.difference for one in found):
         return []
@@ -268,7 +273,7 @@ def _reason(axis: Axis, reason: Reason, entries: Sequence[Entry]) -> list[str]:
     for one in found:
         verdict = {"reproduced": "as expected"}.get(one.verdict, one.verdict)
         rows.append([f"`{one.claim.lower}` < `{one.claim.higher}`", *describe_comparison(one), f"**{verdict}**"])
-    parts = [f"A reason why an ordering may not come out as in the paper, tested: {reason.text}\n"]
+    parts = [f"A reason, tested: {reason.text}\n"]
     if reason.ledger is not None:
         named = [arm for arm in ARMS[axis] if any(arm.name in claim for claim in reason.expected)]
         parts.append(_table(axis, entries, named))
