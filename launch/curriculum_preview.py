@@ -11,6 +11,7 @@ from rich.console import Console
 from dig_rl.config import load_config
 from dig_rl.curriculum import open_curriculum, stage_config
 from dig_rl.data import load_examples
+from dig_rl.errors import ConfigError
 from dig_rl.reporting.curriculum_preview import (
     count_table,
     draw_everything,
@@ -54,9 +55,12 @@ def main() -> None:
     console.print(stage_table(drawn), count_table(drawn), kind_table(drawn), sep="")
     for note in notes(drawn):
         console.print(f"- {note}", markup=False, soft_wrap=True)
-    arguments.out.mkdir(parents=True, exist_ok=True)
     picture = arguments.out / f"{Path(config.curriculum).stem}.png"
-    plot_preview(drawn, picture, title)
+    try:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        plot_preview(drawn, picture, title)
+    except OSError as error:
+        raise ConfigError(f"cannot write {picture}: {error.strerror}; name another folder with OUT=") from error
     console.print(f"picture: {picture}; next: make train CONFIG=...", markup=False, soft_wrap=True)
 
 

@@ -132,6 +132,15 @@ def test_command_prints_and_says_where_the_picture_is(
     assert (tmp_path / "out" / "staged.png").is_file()
 
 
+def test_command_says_where_it_cannot_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["--set", f'data.path="{write_data(tmp_path)}"', "curriculum=curricula/staged.toml"]
+    (tmp_path / "file").write_text("")
+    assert run_main(monkeypatch, *settings, "--out", str(tmp_path / "file/out")) == 1
+    assert f"cannot write {tmp_path}/file/out/staged.png: Not a directory; name another" in capsys.readouterr().err
+
+
 def test_command_ends_with_one_message_where_no_pair_fits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
