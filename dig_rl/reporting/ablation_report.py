@@ -127,7 +127,7 @@ make ablations ONLY="format all" SEEDS="0 1"     # some of it, or more seeds tha
 make ablations MINUTES=120                       # begin nothing that would end later
 make ablations REPORT_ONLY=1                     # this page and its pictures, without a run
 make train CONFIG=runs/ablations/configs/format-0.json RUN=again     # one run by itself, once it was begun here
-git archive 74ea84c nano/policy | tar -x -C policies                 # the loose start, once shipped here
+mkdir -p policies && git archive 74ea84c nano/policy | tar -x -C policies     # the loose start, once shipped here
 make ablations SET="policy.path=policies/nano/policy" LEDGER=docs/ablations-loose.json SEEDS="0 1 2 3 4" \\
   ONLY="format format_iou_matched format_f1 all_matched"
 ```
