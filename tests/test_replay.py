@@ -107,12 +107,13 @@ def test_only_the_newest_steps_stay_and_a_continued_run_cuts_what_it_makes_again
 @pytest.mark.parametrize(
     "contents",
     [
-        b"",
-        b"no gzip",
-        gzip.compress(b""),
-        gzip.compress(b"[1]\n"),
-        gzip.compress(b'{"format": 2, "step": 4, "num_groups": 0}\n'),
-        gzip.compress(b"[" * 100_000),
+        pytest.param(b"", id="empty"),
+        pytest.param(b"no gzip", id="no gzip"),
+        # Named, for gzip writes the time into its bytes: two test processes would disagree about the tests' names.
+        pytest.param(gzip.compress(b""), id="no line"),
+        pytest.param(gzip.compress(b"[1]\n"), id="a list"),
+        pytest.param(gzip.compress(b'{"format": 2, "step": 4, "num_groups": 0}\n'), id="another format"),
+        pytest.param(gzip.compress(b"[" * 100_000), id="deep brackets"),
         "torn",
         "a line short",
         "a score short",
