@@ -115,8 +115,9 @@ def _check_settings(runs: Sequence[PlannedRun]) -> None:
 def _write_report(ledger: Path) -> None:
     """Write the page and its pictures beside the ledger."""
     # Imported here: a plan needs no matplotlib.
+    from dig_rl.reporting.ablation_arms import ARMS, LOOSE_LEDGER
     from dig_rl.reporting.ablation_plots import draw_axis
-    from dig_rl.reporting.ablation_report import ARMS, LOOSE_LEDGER, ablation_markdown, finished_arms, picture_name
+    from dig_rl.reporting.ablation_report import ablation_markdown, finished_arms, picture_name
 
     if ledger.name == LOOSE_LEDGER:
         ledger = ledger.with_name(LEDGER.name)  # of the page that its runs belong to

@@ -10,8 +10,9 @@ from PIL import Image
 
 from dig_rl.ablations.ledger import Entry, append_entries
 from dig_rl.ablations.results import Claim, SeedMean, compare, of_arm, seed_mean
+from dig_rl.reporting.ablation_arms import ARMS, CLAIMS, LOOSE_LEDGER
 from dig_rl.reporting.ablation_plots import draw_axis
-from dig_rl.reporting.ablation_report import ARMS, CLAIMS, LOOSE_LEDGER, ablation_markdown
+from dig_rl.reporting.ablation_report import ablation_markdown
 from launch import ablations
 
 START = {"f1": 0.3, "mean_iou": 0.4, "count_accuracy": 0.5, "parse_rate": 0.9}
@@ -130,6 +131,22 @@ def test_a_reason_that_needs_another_start_is_told_from_runs_of_its_own() -> Non
     assert "| `format_f1` < `all_matched` | no seed has both" in told
     assert "| `format_f1` | format 0.1, F1 0.9 | 0 |" in page[: page.index(told)]  # nothing of it counts elsewhere
     assert "9.0 hours" in page and "(ablations-loose.json):\n\n| run |" in page
+
+
+def test_the_papers_reason_for_its_curriculum_is_told_for_both_starts() -> None:
+    page = ablation_markdown(
+        entries(mixed_only_sparse=[0.6, 0.6], staged_sparse=[0.7, 0.71]),
+        entries(mixed_only=[0.8, 0.81], staged=[0.8, 0.8], mixed_only_sparse=[0.5, 0.51], staged_sparse=[0.4, 0.41]),
+    )
+    told = page[page.index("### Is it because rewards are sparse?") : page.index("## Controls")]
+    shipped, loose = told.split("A reason, tested: ")[1:]
+    assert "| `mixed_only_sparse` < `staged_sparse` | +0.100, +0.110 |" in shipped
+    assert "| `staged_sparse` < `staged` | no seed has both" in shipped
+    assert "| `mixed_only` < `staged` | 0.000, -0.010 |" in loose
+    assert (
+        "| `mixed_only_sparse` < `staged_sparse` | -0.100, -0.100 | -0.100 [-0.100, -0.100] | **reversed** |" in loose
+    )
+    assert "| `staged_sparse` < `staged` | +0.400, +0.390 |" in loose and "| `single_only` |" not in loose
 
 
 def test_runs_from_the_loose_start_are_written_into_the_page_of_all(tmp_path: Path, monkeypatch: Any) -> None:

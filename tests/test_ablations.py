@@ -14,7 +14,7 @@ from dig_rl.config import Config
 from dig_rl.errors import ConfigError, DataError, PolicyError
 from dig_rl.layers import build
 from dig_rl.looks import LookKind
-from dig_rl.reporting.ablation_report import ARMS
+from dig_rl.reporting.ablation_arms import ARMS
 from tests.ablation_world import SHIPPED, entry_of, make_world, planned, settings, shipped
 from tests.tiny import CONFIG, ROOT
 
@@ -28,6 +28,8 @@ REASONS = {
     "all_matched": ("all", "iou", {"iou_reduction": "matched"}),
 }
 """Arms that test why an ordering may not come out: the arm whose reward they share, all but arguments of one term."""
+SPARSE = {"mixed_only_sparse": "mixed_only", "staged_sparse": "all"}
+"""Arms that test whether a curriculum is worth more where reward is rare: arms that differ in the reward alone."""
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def test_shipped_recipe_has_the_arms_of_the_contract() -> None:
     recipe = load_recipe(SHIPPED)
     for axis, names in CONTRACT.items():
         there = {name for name, arm in recipe.arms.items() if arm.axis == axis}
-        assert there - REASONS.keys() - {"sft_exact"} == set(names)
+        assert there - REASONS.keys() - SPARSE.keys() - {"sft_exact"} == set(names)
         assert there == {arm.name for arm in ARMS[axis]}  # each has its row in the report
     assert len(recipe.seeds) >= 3
 
@@ -47,7 +49,7 @@ def test_shipped_recipe_has_the_arms_of_the_contract() -> None:
 def test_runs_that_decide_the_orderings_come_first_seed_by_seed(world: Path) -> None:
     runs = plan_runs(shipped(world, seeds=(0, 1)), ROOT)
     deciding = ["all", "format", "format_iou", "format_f1", "mixed_only", "single_only", "single_dual"]
-    others = [*REASONS, "adaptive", "shuffled_labels", "blank_image_b", "sft_more", "sft_exact"]
+    others = [*REASONS, *SPARSE, "adaptive", "shuffled_labels", "blank_image_b", "sft_more", "sft_exact"]
     assert [run.name for run in runs] == [
         *(f"{arm}-{seed}" for seed in (0, 1) for arm in deciding),
         *(f"{arm}-{seed}" for seed in (0, 1) for arm in others),
@@ -70,7 +72,8 @@ def test_more_supervised_training_has_the_labels_of_the_last_stage(world: Path) 
 
 
 def test_every_arm_differs_from_the_full_method_in_one_thing(world: Path) -> None:
-    by_arm = {run.arm: run for run in plan_runs(shipped(world), ROOT, seeds=[0]) if run.arm not in REASONS}
+    testing_reasons = REASONS.keys() | SPARSE.keys()
+    by_arm = {run.arm: run for run in plan_runs(shipped(world), ROOT, seeds=[0]) if run.arm not in testing_reasons}
     full = by_arm["all"].config
     weights = {
         name: {key: term.weight for key, term in run.config.reward.terms.items()} for name, run in by_arm.items()
@@ -99,8 +102,15 @@ def test_arms_that_test_a_reason_differ_in_arguments_of_one_term(world: Path, na
     terms = dict(without.reward.terms)
     terms[term] = terms[term].model_copy(update={"kwargs": arguments})
     assert with_reason.reward.terms == terms
-    curriculum = "curricula/mixed_only.toml" if name.startswith("mixed_only") else without.curriculum
-    assert with_reason == without.model_copy(update={"reward": with_reason.reward, "curriculum": curriculum})
+    assert with_reason == without.model_copy(update={"reward": with_reason.reward})
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_sparse_arms_pay_whole_answers_and_differ_in_nothing_else(world: Path, name: str) -> None:
+    sparse, dense = planned(world, name).config, planned(world, SPARSE[name]).config
+    assert sparse == dense.model_copy(update={"reward": sparse.reward})
+    assert {key: term.weight for key, term in sparse.reward.terms.items()} == {"format": 0.1, "all_right": 0.9}
+    assert sparse.reward.terms["all_right"].use == "rewards/all_or_nothing.py:all_or_nothing"
 
 
 def test_weights_replace_terms_and_keep_what_the_config_says_of_them(world: Path) -> None:

@@ -145,8 +145,8 @@ def test_documented_terms_by_hand() -> None:
         "4 exact of 4, and 4 nowhere": CORNERS + NOWHERE,
         "4 nowhere": NOWHERE,
     }
-    uses = {"f1": "box_f1", "iou": "box_iou", "count": "count_error"}
-    terms = {name: {"use": f"rewards/{use}.py:{use}", "weight": 1 / 3} for name, use in uses.items()}
+    uses = ["box_f1", "box_iou", "count_error", "all_or_nothing"]
+    terms = {use: {"use": f"rewards/{use}.py:{use}", "weight": 1 / len(uses)} for use in uses}
     config = RewardConfig.model_validate({"terms": terms})
     table = {}
     for name, boxes in written.items():
@@ -154,9 +154,28 @@ def test_documented_terms_by_hand() -> None:
         soft_f1 = 2 * sum(assigned_ious(boxes, CORNERS)) / (len(boxes) + len(CORNERS))
         table[name] = [f"{value:.3f}" for value in (*paid.values(), float(soft_f1))]
     assert docs_table("Terms") == table
-    # 2 * 1 / 5, 1 / 4, 1 / 4 and 2 * 1 / 5; 2 * 4 / 12, 4 / 8, 4 / 8 and 2 * 4 / 12.
-    assert table["1 exact of 4"] == ["0.400", "0.250", "0.250", "0.400"]
-    assert table["4 exact of 4, and 4 nowhere"] == ["0.667", "0.500", "0.500", "0.667"]
+    # 2 * 1 / 5, 1 / 4, 1 / 4, not all, and 2 * 1 / 5; 2 * 4 / 12, 4 / 8, 4 / 8, four too many, and 2 * 4 / 12.
+    assert table["1 exact of 4"] == ["0.400", "0.250", "0.250", "0.000", "0.400"]
+    assert table["4 exact of 4, and 4 nowhere"] == ["0.667", "0.500", "0.500", "0.000", "0.667"]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "match_iou", "paid"),
+    [
+        (CORNERS[::-1], 0.5, 1.0),
+        (CORNERS, 1.0, 1.0),
+        (CORNERS[:3], 0.5, 0.0),
+        (CORNERS + CORNERS[:1], 0.5, 0.0),
+        (CORNERS[:3] + NOWHERE[:1], 0.5, 0.0),
+        (CORNERS[:3] + NOWHERE[:1], 0.0, 1.0),
+        ([*CORNERS[:3], (800, 800, 900, 1000)], 0.5, 1.0),  # half of its box
+        ([*CORNERS[:3], (800, 800, 900, 1000)], 0.501, 0.0),
+    ],
+)
+def test_all_or_nothing_pays_whole_answers_alone(boxes: list[Box], match_iou: float, paid: float) -> None:
+    term = {"use": "rewards/all_or_nothing.py:all_or_nothing", "weight": 1, "kwargs": {"match_iou": match_iou}}
+    (score,) = scores([answer(*boxes)], CORNERS, RewardConfig.model_validate({"terms": {"all": term}}))
+    assert score.total == paid
 
 
 def test_paper_total_by_hand() -> None:

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from dig_rl.ablations.ledger import Entry
 from dig_rl.ablations.recipe import Axis
 from dig_rl.ablations.results import Claim, SeedMean, compare, of_arm, seed_mean
-from dig_rl.reporting.ablation_report import ARMS, CLAIMS, CONTROL_LIMIT, SUPERVISED, finished_arms
+from dig_rl.reporting.ablation_arms import ARMS, CLAIMS, SUPERVISED
+from dig_rl.reporting.ablation_report import CONTROL_LIMIT, finished_arms
 from dig_rl.reporting.plots import INK, PALETTE, STYLE
 
 _MARKERS = ("o", "s", "^", "D", "v", "P")

@@ -3,98 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from dig_rl.ablations.ledger import Entry, Figures
 from dig_rl.ablations.recipe import Axis
-from dig_rl.ablations.results import CONFIDENCE_LEVEL, Claim, Comparison, SeedMean, compare, of_arm, seed_mean
+from dig_rl.ablations.results import CONFIDENCE_LEVEL, Comparison, SeedMean, compare, of_arm, seed_mean
+from dig_rl.reporting.ablation_arms import (
+    ARMS,
+    CLAIMS,
+    LOOSE_LEDGER,
+    REASONS,
+    REASONS_TITLES,
+    SUPERVISED,
+    TITLES,
+    Arm,
+    Reason,
+)
 
 CONTROL_LIMIT = 0.02
 """Gain in F1 that a control without information may have on average."""
 
 
-class Arm(NamedTuple):
-    """An arm in the report."""
-
-    name: str
-    meaning: str
-
-
-ARMS: dict[Axis, tuple[Arm, ...]] = {
-    "reward": (
-        Arm("format", "format 1"),
-        Arm("format_iou", "format 0.1, IoU 0.9"),
-        Arm("format_f1", "format 0.1, F1 0.9"),
-        Arm("all", "format 0.1, F1 0.45, IoU 0.45"),
-        Arm("format_iou_matched", "as `format_iou`, with the paper's mean IoU"),
-        Arm("all_matched", "as `all`, with the paper's mean IoU"),
-    ),
-    "curriculum": (
-        Arm("mixed_only", "1 to 4 changes from the start"),
-        Arm("single_only", "1 change"),
-        Arm("single_dual", "1 change, then 2"),
-        Arm("staged", "1 change, then 2, then 1 to 4; the run of `all`"),
-        Arm("adaptive", "as staged, with promotion, replay and adaptive draws"),
-    ),
-    "control": (
-        Arm("shuffled_labels", "training pairs have the boxes of other pairs"),
-        Arm("blank_image_b", "the second image is gray, at test too"),
-        Arm("sft_more", "more supervised training, for the minutes of `all`"),
-        Arm("sft_exact", "the same with exact labels"),
-    ),
-}
-CLAIMS: dict[Axis, tuple[Claim, ...]] = {
-    "reward": (Claim("format", "format_iou"), Claim("format_iou", "format_f1"), Claim("format_f1", "all")),
-    "curriculum": (Claim("single_only", "single_dual"), Claim("single_dual", "staged"), Claim("mixed_only", "staged")),
-    "control": (),
-}
-
-
-class Reason(NamedTuple):
-    """Why an ordering may not come out here as it does in the paper, and what must be so if that is why."""
-
-    text: str
-    expected: tuple[Claim, ...]
-    ledger: str | None = None
-    """File beside `ablations.json` with the runs that tell, if these begin with another policy."""
-
-
-LOOSE_LEDGER = "ablations-loose.json"
-REASONS: dict[Axis, tuple[Reason, ...]] = {
-    "reward": (
-        Reason(
-            "the IoU term here counts a missing or surplus box as an IoU of 0 (`rewards/box_iou.py`), so it knows how "
-            "many changes there are, as F1 does. The paper's mean over assigned boxes does not. With that one, then:",
-            (
-                Claim("format", "format_iou_matched"),
-                Claim("format_iou_matched", "format_iou"),
-                Claim("format_iou_matched", "format_f1"),
-                Claim("format_f1", "all_matched"),
-            ),
-        ),
-        Reason(
-            "the boxes of this start fit already, since its labels had exact boxes. What is wrong with its answers is "
-            "which objects they name, and of that the paper's IoU term says nothing. An earlier start had learned from "
-            "boxes whose sides lay too far out, each by up to 0.45 of the box, and from labels that left each change "
-            "out with a chance of 0.4. (It ships no more, since part of its gain needs no comparing: "
-            "[lab log](lab-log.md).) From there, with the paper's own terms, and all three with ours, then:",
-            (
-                Claim("format", "format_iou_matched"),
-                Claim("format_iou_matched", "format_f1"),
-                Claim("format_f1", "all_matched"),
-                Claim("format_f1", "all"),
-            ),
-            ledger=LOOSE_LEDGER,
-        ),
-    ),
-}
-SUPERVISED = (Claim("sft_more", "all"), Claim("sft_exact", "all"))
-"""No claims of the paper: what GRPO is held against."""
-_TITLES: dict[Axis, str] = {
-    "reward": "Which reward",
-    "curriculum": "Which curriculum",
-    "control": "Controls",
-}
 _FIGURES = {
     "f1": "F1",
     "gain": "gain in F1",
@@ -130,6 +58,8 @@ make train CONFIG=runs/ablations/configs/format-0.json RUN=again     # one run b
 mkdir -p policies && git archive 74ea84c nano/policy | tar -x -C policies     # the loose start, once shipped here
 make ablations SET="policy.path=policies/nano/policy" LEDGER=docs/ablations-loose.json SEEDS="0 1 2 3 4" \\
   ONLY="format format_iou_matched format_f1 all_matched"
+make ablations SET="policy.path=policies/nano/policy" LEDGER=docs/ablations-loose.json \\
+  ONLY="staged mixed_only staged_sparse mixed_only_sparse"
 ```
 
 - `launch/configs/recipes/ablations.toml` names the shared config, the seeds and what each arm changes. Nothing starts
@@ -164,13 +94,13 @@ def ablation_markdown(entries: Sequence[Entry], from_loose: Sequence[Entry] = ()
     """
     parts = [_head(entries)]
     for axis in ARMS:
-        parts.append(f"## {_TITLES[axis]}\n")
+        parts.append(f"## {TITLES[axis]}\n")
         if not finished_arms(entries, axis):
             parts.append("No run is finished yet.\n")
             continue
         parts.append(_table(axis, entries, ARMS[axis]))
         parts.append(_verdicts(axis, entries))
-        parts.append(f"![{_TITLES[axis]}](images/{picture_name(axis)})\n")
+        parts.append(f"![{TITLES[axis]}](images/{picture_name(axis)})\n")
         parts += _reasons(axis, entries, from_loose)
     parts.append(_METHOD)
     if entries:
@@ -262,7 +192,7 @@ def _reasons(axis: Axis, entries: Sequence[Entry], from_loose: Sequence[Entry]) 
     """What became of each reason, once a run of its arms is there."""
     tested = [_reason(axis, one, from_loose if one.ledger else entries) for one in REASONS.get(axis, ())]
     parts = [part for parts in tested for part in parts]
-    return ["### Why an ordering may not come out as in the paper\n", *parts] if parts else []
+    return [f"### {REASONS_TITLES[axis]}\n", *parts] if parts else []
 
 
 def _reason(axis: Axis, reason: Reason, entries: Sequence[Entry]) -> list[str]:
