@@ -139,14 +139,13 @@ def test_the_papers_reason_for_its_curriculum_is_told_for_both_starts() -> None:
         entries(mixed_only=[0.8, 0.81], staged=[0.8, 0.8], mixed_only_sparse=[0.5, 0.51], staged_sparse=[0.4, 0.41]),
     )
     told = page[page.index("### Is it because rewards are sparse?") : page.index("## Controls")]
-    shipped, loose = told.split("A reason, tested: ")[1:]
+    shipped, loose = told.split("A reason, tested: ")[1:]  # no run of many_first is there
     assert "| `mixed_only_sparse` < `staged_sparse` | +0.100, +0.110 |" in shipped
-    assert "| `staged_sparse` < `staged` | no seed has both" in shipped
     assert "| `mixed_only` < `staged` | 0.000, -0.010 |" in loose
     assert (
         "| `mixed_only_sparse` < `staged_sparse` | -0.100, -0.100 | -0.100 [-0.100, -0.100] | **reversed** |" in loose
     )
-    assert "| `staged_sparse` < `staged` | +0.400, +0.390 |" in loose and "| `single_only` |" not in loose
+    assert "| `staged_sparse` | as `staged`" in loose and "| `single_only` |" not in loose
 
 
 def test_runs_from_the_loose_start_are_written_into_the_page_of_all(tmp_path: Path, monkeypatch: Any) -> None:

@@ -28,7 +28,7 @@ REASONS = {
     "all_matched": ("all", "iou", {"iou_reduction": "matched"}),
 }
 """Arms that test why an ordering may not come out: the arm whose reward they share, all but arguments of one term."""
-SPARSE = {"mixed_only_sparse": "mixed_only", "staged_sparse": "all"}
+SPARSE = {"mixed_only_sparse": "mixed_only", "staged_sparse": "all", "many_first_sparse": "many_first"}
 """Arms that test whether a curriculum is worth more where reward is rare: arms that differ in the reward alone."""
 
 
@@ -41,7 +41,7 @@ def test_shipped_recipe_has_the_arms_of_the_contract() -> None:
     recipe = load_recipe(SHIPPED)
     for axis, names in CONTRACT.items():
         there = {name for name, arm in recipe.arms.items() if arm.axis == axis}
-        assert there - REASONS.keys() - SPARSE.keys() - {"sft_exact"} == set(names)
+        assert there - REASONS.keys() - SPARSE.keys() - {"many_first", "sft_exact"} == set(names)
         assert there == {arm.name for arm in ARMS[axis]}  # each has its row in the report
     assert len(recipe.seeds) >= 3
 
@@ -49,7 +49,8 @@ def test_shipped_recipe_has_the_arms_of_the_contract() -> None:
 def test_runs_that_decide_the_orderings_come_first_seed_by_seed(world: Path) -> None:
     runs = plan_runs(shipped(world, seeds=(0, 1)), ROOT)
     deciding = ["all", "format", "format_iou", "format_f1", "mixed_only", "single_only", "single_dual"]
-    others = [*REASONS, *SPARSE, "adaptive", "shuffled_labels", "blank_image_b", "sft_more", "sft_exact"]
+    sparse = ["mixed_only_sparse", "staged_sparse", "many_first", "many_first_sparse"]
+    others = [*REASONS, *sparse, "adaptive", "shuffled_labels", "blank_image_b", "sft_more", "sft_exact"]
     assert [run.name for run in runs] == [
         *(f"{arm}-{seed}" for seed in (0, 1) for arm in deciding),
         *(f"{arm}-{seed}" for seed in (0, 1) for arm in others),
@@ -91,7 +92,7 @@ def test_every_arm_differs_from_the_full_method_in_one_thing(world: Path) -> Non
             expected = full if name != "blank_image_b" else _with_looks(full, ("mirror", "recolor"))
             assert run.config.model_copy(update={"curriculum": full.curriculum}) == expected
     used = {name: Path(run.config.curriculum).stem for name, run in by_arm.items()}
-    curricula = ("mixed_only", "single_only", "single_dual", "adaptive")
+    curricula = ("mixed_only", "single_only", "single_dual", "many_first", "adaptive")
     assert used == {name: name if name in curricula else "staged" for name in by_arm}
 
 

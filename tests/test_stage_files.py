@@ -202,6 +202,7 @@ def test_shipped_curricula_have_the_stages_their_names_promise() -> None:
     assert {name: [(one.name, one.differences) for one in stages] for name, stages in shipped().items()} == {
         "adaptive": [single, dual, mixed],
         "demo": [single, dual, mixed],
+        "many_first": [("four", (4, 4)), ("many", (3, 4)), mixed],
         "mixed_only": [mixed],
         "single_dual": [single, dual],
         "single_only": [single],
@@ -213,7 +214,7 @@ def test_shipped_curricula_have_the_stages_their_names_promise() -> None:
 def test_shipped_curricula_that_are_compared_have_the_same_number_of_steps() -> None:
     examples = [example(*["color"] * count) for count in (1, 2, 3, 4)]
     arms = {name: stages for name, stages in shipped().items() if name not in ("demo", "tiny")}
-    assert len(arms) == 5
+    assert len(arms) == 6
     for stages in arms.values():
         source = Curriculum(stages, examples, seed=0, prompts_per_step=64, reward_terms=["f1"])
         assert (source.total_steps, source.is_open) == (75, False)
