@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.browser import NAMES, Browser, find_chromium, open_browser
 from tests.tiny import CONFIG, ENVIRONMENT, TinyWorld, build_tiny_policy
@@ -27,6 +30,21 @@ for name, value in {
     "OMP_NUM_THREADS": "1",
 }.items():
     os.environ.setdefault(name, value)
+# A cluster of the user's is none of ours, what was asked of the outer make is not asked of those that tests call, and
+# tests of repeatability need hashes that differ from process to process.
+for name in ("RAY_ADDRESS", "MAKEFLAGS", "MAKEOVERRIDES", "PYTHONHASHSEED"):
+    os.environ.pop(name, None)
+
+# Children inherit an ignored Ctrl-C, as a shell's `&` sets it, and tests send one.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The same examples every time, and no clock: a slow machine is no counterexample. `--hypothesis-profile=default` looks
+# for new ones.
+settings.register_profile(
+    "suite", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("suite")
 
 
 @pytest.hookimpl(trylast=True)

@@ -35,6 +35,23 @@ def running_ray_head() -> Iterator[dict[str, str]]:
     """
     folder = Path(tempfile.mkdtemp(prefix="digray", dir="/tmp"))  # socket paths must stay short
     (folder / "token").write_text(secrets.token_hex(32))
+    head = None
+    try:
+        for _ in range(3):  # somebody may take a port between its being found free and Ray's opening it
+            client, head = _start(folder)
+            if _answers(client["RAY_ADDRESS"], head):
+                break
+        else:
+            raise AssertionError("ray start ended early, three times")
+        yield client
+    finally:
+        if head is not None:
+            head.terminate()
+            head.wait(timeout=90)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(folder: Path) -> tuple[dict[str, str], subprocess.Popen[bytes]]:
     port, dashboard, agent = free_ports(3)
     client = {
         "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}",
@@ -47,26 +64,21 @@ def running_ray_head() -> Iterator[dict[str, str]]:
         "--dashboard-host=127.0.0.1", "--num-cpus=2", "--disable-usage-stats", f"--temp-dir={folder}",
     ]  # fmt: skip
     settings = {"RAY_worker_niceness": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
-    head = subprocess.Popen(command, env=os.environ | settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        _wait_for_dashboard(client["RAY_ADDRESS"], head)
-        yield client
-    finally:
-        head.terminate()
-        head.wait(timeout=90)
-        shutil.rmtree(folder, ignore_errors=True)
+    environment = os.environ | settings
+    return client, subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def _wait_for_dashboard(address: str, head: subprocess.Popen[bytes], patience_s: float = 120) -> None:
-    """Block until the head answers, if only that a token is needed."""
+def _answers(address: str, head: subprocess.Popen[bytes], patience_s: float = 300) -> bool:
+    """Wait until the head answers, if only that a token is needed; False if it ends instead."""
     deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline:
-        assert head.poll() is None, "ray start ended early"
+        if head.poll() is not None:
+            return False
         try:
             urllib.request.urlopen(f"{address}/api/jobs/", timeout=5).close()
         except urllib.error.HTTPError as answer:
             assert answer.code == 401
-            return
+            return True
         except (urllib.error.URLError, OSError):
             time.sleep(0.5)
     raise AssertionError(f"no Ray head at {address} after {patience_s} s")

@@ -87,7 +87,7 @@ class Ablations:
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 130, output
         assert "the same command goes on" in output and "Traceback" not in output
-        _, alive = psutil.wait_procs(children, timeout=30)
+        _, alive = psutil.wait_procs(children, timeout=60)
         assert [child.name() for child in alive] == []
 
     def entries(self) -> dict[str, Entry]:

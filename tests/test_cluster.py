@@ -165,7 +165,7 @@ try:
         children = psutil.Process().children(recursive=True)
         raise PolicyError("the run fails")
 except PolicyError:
-    _, alive = psutil.wait_procs(children, timeout=10)
+    _, alive = psutil.wait_procs(children, timeout=60)
     print(len(children), [child.name() for child in alive])
 """
 

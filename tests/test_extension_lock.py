@@ -75,7 +75,7 @@ def test_owner_may_pause_between_closing_and_deleting(tmp_path: Path) -> None:
     holder = start_holder(tmp_path / "lock", hold_s=0.2, pause_s=0.7)
     time.sleep(0.4)  # the lock is closed now, and not deleted yet
     assert not remove_stale_lock(tmp_path)
-    output, _ = holder.communicate(timeout=10)
+    output, _ = holder.communicate(timeout=60)
     assert output == "released\n"
     assert holder.returncode == 0
 

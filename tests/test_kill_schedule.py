@@ -92,7 +92,7 @@ def test_a_run_killed_in_each_of_its_steps_draws_and_measures_as_if_it_had_not_b
         print(plan, flush=True)
         done = train(tiny_world, killed, Plan(str(draws[killed]), plan.step, plan.phase, plan.after_s))
         assert done.returncode == 1 and "learner-0 died" in done.stderr, done.stdout + done.stderr
-        _, alive = psutil.wait_procs(started_by(killed), timeout=30)
+        _, alive = psutil.wait_procs(started_by(killed), timeout=60)
         assert [process.name() for process in alive] == []
     done = train(tiny_world, killed, Plan(str(draws[killed])))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -164,12 +164,12 @@ def test_a_folder_is_made_without_blender_and_does_not_depend_on_the_workers(tmp
 
 @pytest.mark.slow
 def test_a_killed_build_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
-    recipe = RECIPE.model_copy(update={"splits": {"train": {1: 3, 2: 3}}})
+    recipe = RECIPE.model_copy(update={"splits": {"train": {1: 6, 2: 6}}})
     build_dataset(recipe, tmp_path / "whole", make_renderer=lambda: open_renderer(recipe))
     kinds = ", ".join(f'"{kind}"' for kind in recipe.kinds)
     (tmp_path / "numpy.toml").write_text(
         'renderer = "numpy"\nwidth = 64\nheight = 48\nsamples = 4\nnum_objects = [3, 5]\narena_m = 1.6\n'
-        f"kinds = [{kinds}]\n[splits.train]\n1 = 3\n2 = 3\n"
+        f"kinds = [{kinds}]\n[splits.train]\n1 = 6\n2 = 6\n"
     )
     out = tmp_path / "data"
     options = ["--config", str(tmp_path / "numpy.toml"), "--out", str(out)]

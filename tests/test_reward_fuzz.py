@@ -14,6 +14,8 @@ from tests.test_scoring import CORNERS, EXACT, ROOT, SHIPPED, answer, group_of, 
 
 LIMIT_S = 0.005
 NUM_TRIES = 30
+LOOP_S = 0.0008
+"""CPU seconds of `loop_seconds` on the machine that the limit was set on."""
 TARGET = [EXACT, *CORNERS[:3]]
 
 PIECES = [
@@ -66,6 +68,18 @@ def completion(generator: random.Random) -> str:
     return kind(generator)
 
 
+def is_in_time(seconds: float) -> bool:
+    """Whether within the limit, of which a slower machine has more."""
+    return seconds <= LIMIT_S or seconds <= LIMIT_S * min(loop_seconds() for _ in range(NUM_TRIES)) / LOOP_S
+
+
+def loop_seconds() -> float:
+    """CPU seconds of a piece of plain Python that tells how fast the machine is."""
+    started = time.thread_time()
+    sum(index & 7 for index in range(20_000))
+    return time.thread_time() - started
+
+
 def score_in_time(scorer: Scorer, text: str) -> tuple[Score, float]:
     """Score, and CPU seconds: the best of many tries where the first took too long, since other work slows a core."""
     group = group_of([text], TARGET)
@@ -101,7 +115,7 @@ def test_generated_completions_are_scored_in_range_and_in_time(number: int) -> N
         score, seconds = score_in_time(scorers[index % 3], text)
         assert 0.0 <= score.total <= 1.0, text
         assert all(0.0 <= value <= 1.0 for value in score.terms.values()), text
-        assert seconds <= LIMIT_S, text
+        assert is_in_time(seconds), text
         statuses[score.status] += 1
         paid += score.total > 0
     assert statuses.keys() == {"ok", "empty", "malformed", "too_long", "too_many", "unfinished_thinking"}
@@ -117,4 +131,4 @@ def test_the_longest_answer_of_one_piece_is_read_in_time(piece: str, around: str
     text = around.format(piece * ((SHIPPED.max_answer_characters - 20) // len(piece)))
     score, seconds = score_in_time(scorer, text)
     assert score.status != "too_long"
-    assert seconds <= LIMIT_S
+    assert is_in_time(seconds)

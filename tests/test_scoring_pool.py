@@ -202,9 +202,9 @@ def test_a_process_killed_from_outside_is_replaced_and_nothing_is_lost(tmp_path:
         assert totals(outcomes) == [0.75, 0.5]
         (worker,) = scoring_processes()
         killer = subprocess.Popen([sys.executable, "-c", f"import os, time; time.sleep(0.5); os.kill({worker.pid}, 9)"])
-        (outcomes,) = pool.score([group_of([GOOD, HALF] * 20)], step=3, stage="single", max_failed=0)
+        (outcomes,) = pool.score([group_of([GOOD, HALF] * 60)], step=3, stage="single", max_failed=0)
         assert killer.wait() == 0
-        assert totals(outcomes) == [0.75, 0.5] * 20
+        assert totals(outcomes) == [0.75, 0.5] * 60
         assert scoring_processes() != [worker]
 
 
@@ -272,7 +272,7 @@ def test_processes_end_with_the_one_that_started_them(holder: subprocess.Popen[s
     workers = scoring_processes(holder.pid)
     assert len(workers) == 2
     holder.send_signal(signal.SIGKILL)
-    _, alive = psutil.wait_procs(workers, timeout=10)
+    _, alive = psutil.wait_procs(workers, timeout=60)
     assert alive == []
 
 

@@ -65,7 +65,7 @@ def test_the_server_answers_about_a_pair_and_ctrl_c_ends_it(random_policy: Path,
         assert children
         server.send_signal(signal.SIGINT)
         assert server.wait(timeout=120) == 130
-        assert psutil.wait_procs(children, timeout=30)[1] == []
+        assert psutil.wait_procs(children, timeout=60)[1] == []
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", port)) != 0
     finally:

@@ -205,13 +205,16 @@ def test_interrupted_setup_stops_its_children_and_leaves_no_stamp(
     silent_index.settimeout(120)
     connection, _ = silent_index.accept()  # pip is at work now
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=60)
     connection.close()
     assert process.returncode == 130
     assert "set-up interrupted" in errors
     assert not list(fresh_clone.parent.rglob(setup.STAMP))
     assert list(fresh_clone.parent.rglob(setup.UNFINISHED))
-    assert not [line for line in running_commands() if str(fresh_clone.parent) in line]
+    deadline = time.monotonic() + 30  # pip's own children may still be dying
+    while left := [line for line in running_commands() if str(fresh_clone.parent) in line]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
 
 
 def running_commands() -> list[str]:
@@ -245,7 +248,7 @@ def test_stamp_changes_with_requirements_kind_and_python_but_not_with_test_setti
     stamp = setup.stamp_for("cpu", "3.11")
     assert setup.stamp_for("gpu", "3.11") != stamp
     assert setup.stamp_for("cpu", "3.12") != stamp
-    (tmp_path / "setup.cfg").write_text(source.replace("timeout = 600", "timeout = 60"))
+    (tmp_path / "setup.cfg").write_text(source.replace("timeout = 1800", "timeout = 60"))
     assert setup.stamp_for("cpu", "3.11") == stamp
     (tmp_path / "setup.cfg").write_text(source.replace("ray[default]==2.60.0", "ray[default]==2.59.0"))
     assert setup.stamp_for("cpu", "3.11") != stamp
@@ -269,16 +272,18 @@ def test_second_setup_takes_no_time_and_says_nothing(repo_root: Path) -> None:
     started = time.monotonic()
     result = run_make(repo_root, "setup")
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30  # the real thing takes minutes
 
 
 @pytest.mark.slow
-def test_stale_lock_of_the_compiled_operator_does_not_hang_a_start(repo_root: Path) -> None:
-    operators = Path(os.environ["TORCH_EXTENSIONS_DIR"])
+def test_stale_lock_of_the_compiled_operator_does_not_hang_a_start(repo_root: Path, tmp_path: Path) -> None:
+    operators = tmp_path / "torch_extensions"  # a copy: the other tests' learners lock the shared one
+    shutil.copytree(os.environ["TORCH_EXTENSIONS_DIR"], operators, ignore=shutil.ignore_patterns("lock"))
     lock = operators / "deepspeed_shm_comm" / "lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     lock.touch(exist_ok=False)
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "TORCH_EXTENSIONS_DIR": str(operators)}
     command = [sys.executable, "-m", "launch.compile_ops"]
     result = subprocess.run(command, cwd=repo_root, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr

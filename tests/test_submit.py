@@ -222,7 +222,7 @@ def test_interrupt_leaves_the_job_running_and_says_how_to_stop_it(ray_head: dict
     while "started" not in (line := follower.stdout.readline()):
         assert line, "the log ended before the job started"
     follower.send_signal(signal.SIGINT)
-    output, errors = follower.communicate(timeout=30)
+    output, errors = follower.communicate(timeout=60)
     assert follower.returncode == 130, errors
     assert "Traceback" not in errors
     stop = next(line for line in output.splitlines() if "stop it:" in line).partition("stop it:")[2].strip()

@@ -33,7 +33,7 @@ def make_submit(
         env=os.environ | ENVIRONMENT | client | {"RUNS_DIR": str(runs_dir)},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=1200,
     )
 
 

