@@ -150,7 +150,7 @@ IN_PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 test: setup setup-blender ## all tests but the long ones, under 20 minutes
 	@$(PY) -m pytest $(IN_PARALLEL) -m "not long"
 
-test-fast: setup ## tests that start no heavy process, under 2 minutes
+test-fast: setup ## tests that start no heavy process and not many, under 2 minutes
 	@$(PY) -m pytest $(IN_PARALLEL) -m "not slow and not long"
 
 test-long: setup setup-blender ## every test

@@ -33,6 +33,8 @@ _NUM_RANDOM = 1000
 _NUM_REPEATED = 200
 _PATIENCE_S = 30.0
 """How long one check may take."""
+_START_PATIENCE_S = 120.0
+"""How long Python may take to start, which is no fault of the plugin."""
 
 
 class Verdict(NamedTuple):
@@ -90,17 +92,17 @@ def _in_a_process(
     process = context.Process(target=work, args=(sender, use, kwargs, root), daemon=True)
     process.start()
     sender.close()
-    check = "starts"
+    check, limit_s = "starts", _START_PATIENCE_S
     try:
-        while receiver.poll(patience_s):
-            message = receiver.recv()
+        while receiver.poll(limit_s):
+            message, limit_s = receiver.recv(), patience_s
             if message is None:
                 return
             if isinstance(message, str):
                 check = message
             else:
                 yield message
-        yield Verdict(check, False, f"did not finish within {patience_s:g} s")
+        yield Verdict(check, False, f"did not finish within {limit_s:g} s")
     except EOFError:
         process.join()
         yield Verdict(check, False, f"the plugin ended its process (exit code {process.exitcode})")

@@ -49,9 +49,13 @@ settings.load_profile("suite")
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with the most slow tests come first, so that the light ones can even out both processes at the end."""
+    """The files that take longest come first, so that the light ones can even out both processes at the end.
+
+    These have the most slow tests; then come those that start many a light process, one after the other.
+    """
     heavy = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -heavy[item.path])
+    many_processes = ("test_reward_contract.py", "test_checkpoint.py")
+    items.sort(key=lambda item: (-heavy[item.path], item.path.name not in many_processes))
 
 
 @pytest.fixture(scope="session")

@@ -211,6 +211,7 @@ def test_a_later_checkpoint_has_the_weights_that_sampled_if_nothing_was_learned_
     assert ("there is no checkpoint of step 4" in note) != found
 
 
+@pytest.mark.slow
 def test_make_replay_lists_what_another_reward_pays(tmp_path: Path, recording: Recording) -> None:
     run = tmp_path / "first"
     run.mkdir()

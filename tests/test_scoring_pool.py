@@ -116,6 +116,7 @@ def totals(outcomes: tuple[Score | ScoreFailure, ...]) -> list[float | None]:
     return [round(outcome.total, 9) if isinstance(outcome, Score) else None for outcome in outcomes]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BROKEN)
 def test_broken_plugin_loses_its_completion_and_no_other(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -202,9 +203,9 @@ def test_a_process_killed_from_outside_is_replaced_and_nothing_is_lost(tmp_path:
         assert totals(outcomes) == [0.75, 0.5]
         (worker,) = scoring_processes()
         killer = subprocess.Popen([sys.executable, "-c", f"import os, time; time.sleep(0.5); os.kill({worker.pid}, 9)"])
-        (outcomes,) = pool.score([group_of([GOOD, HALF] * 60)], step=3, stage="single", max_failed=0)
+        (outcomes,) = pool.score([group_of([GOOD, HALF] * 40)], step=3, stage="single", max_failed=0)
         assert killer.wait() == 0
-        assert totals(outcomes) == [0.75, 0.5] * 60
+        assert totals(outcomes) == [0.75, 0.5] * 40
         assert scoring_processes() != [worker]
 
 
