@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 from tests.browser import NAMES, Browser, find_chromium, open_browser
@@ -49,13 +51,9 @@ settings.load_profile("suite")
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take longest come first, so that the light ones can even out both processes at the end.
-
-    These have the most slow tests; then come those that start many a light process, one after the other.
-    """
+    """Files with the most slow tests come first, so that the light ones can even out both processes at the end."""
     heavy = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    many_processes = ("test_reward_contract.py", "test_checkpoint.py")
-    items.sort(key=lambda item: (-heavy[item.path], item.path.name not in many_processes))
+    items.sort(key=lambda item: -heavy[item.path])
 
 
 @pytest.fixture(scope="session")
@@ -67,23 +65,40 @@ def repo_root() -> Path:
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The twelve pairs of the tiny recipe, rendered by two Blenders; tests must not change them."""
-    out = tmp_path_factory.mktemp("tiny") / "data"
-    options = ["--config", "launch/configs/data/tiny.toml", "--out", str(out), "--workers", "2"]
-    subprocess.run([sys.executable, "-m", "launch.data", *options], cwd=ROOT, env=os.environ | ENVIRONMENT, check=True)
-    return out
+
+    def make(folder: Path) -> None:
+        options = ["--config", "launch/configs/data/tiny.toml", "--out", str(folder / "data"), "--workers", "2"]
+        command = [sys.executable, "-m", "launch.data", *options]
+        subprocess.run(command, cwd=ROOT, env=os.environ | ENVIRONMENT, check=True)
+
+    return _made_once(tmp_path_factory, "tiny", make) / "data"
 
 
 @pytest.fixture(scope="session")
 def tiny_world(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
-    """Pairs rendered by Blender, and a policy warmed up on them by TRL until it writes lists of boxes."""
-    folder = tmp_path_factory.mktemp("world")
-    world = TinyWorld(data=tiny_data, policy=folder / "policy")
-    environment = os.environ | ENVIRONMENT
-    start = build_tiny_policy(folder / "start")
-    warm_up = [sys.executable, "-m", "launch.warmup", "--config", str(CONFIG)]
-    settings = ["--set", *world.overrides(f'warmup.start="{start}"')]
-    subprocess.run([*warm_up, *settings], cwd=ROOT, env=environment, check=True)
-    return world
+    """Pairs rendered by Blender, and a policy warmed up on them by TRL; tests must not change them, either."""
+
+    def make(folder: Path) -> None:
+        start = build_tiny_policy(folder / "start")
+        warm_up = [sys.executable, "-m", "launch.warmup", "--config", str(CONFIG)]
+        settings = ["--set", *TinyWorld(tiny_data, folder / "policy").overrides(f'warmup.start="{start}"')]
+        subprocess.run([*warm_up, *settings], cwd=ROOT, env=os.environ | ENVIRONMENT, check=True)
+
+    return TinyWorld(tiny_data, _made_once(tmp_path_factory, "world", make) / "policy")
+
+
+def _made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that the first process to need it makes, while others wait, and all use."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, made = shared / name, shared / f"{name}.made"
+    with FileLock(shared / f"{name}.lock"):
+        if not made.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
+            folder.mkdir()
+            make(folder)
+            made.touch()
+    return folder
 
 
 @pytest.fixture(scope="session")

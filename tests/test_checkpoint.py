@@ -257,6 +257,7 @@ def saves_and_dies_at_line(store: CheckpointStore, step: int, line_number: int) 
     os._exit(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "best"), [(2, 1), (2, 2), (3, 2)])
 def test_a_kill_before_any_line_of_a_save_leaves_a_whole_checkpoint(tmp_path: Path, step: int, best: int) -> None:
     """Step 3 is new; step 2 replaces a checkpoint of the same step. Both prune step 1 unless that is the best."""

@@ -96,7 +96,7 @@ def test_the_process_is_renewed_after_its_share_of_requests(tmp_path: Path) -> N
     ("behaviour", "options"),
     [
         ("os._exit(3)", {}),
-        ("time.sleep(600)", {"timeout_s": 5.0}),
+        pytest.param("time.sleep(600)", {"timeout_s": 5.0}, marks=pytest.mark.slow),
         ("print('noise on the answer pipe', flush=True)", {}),
     ],
 )
@@ -111,7 +111,9 @@ def test_a_process_that_fails_once_is_replaced(tmp_path: Path, behaviour: str, o
     [
         ("print('last word', file=sys.stderr, flush=True); os._exit(3)", r"exit code 3[\s\S]*last word", {}),
         ("os.kill(os.getpid(), 9)", r"exit code -9[\s\S]*some noise", {}),
-        ("time.sleep(600)", r"did not answer within 4 s while drawing a picture", {"timeout_s": 4.0}),
+        pytest.param(
+            "time.sleep(600)", r"within 4 s while drawing a picture", {"timeout_s": 4.0}, marks=pytest.mark.slow
+        ),
         ("print('garbage', flush=True)", "expected one line of JSON", {}),
         ("answer(error='no such shape'); continue", "could not draw the scene: no such shape", {}),
     ],

@@ -43,6 +43,7 @@ def test_there_is_a_plugin_for_each_term_of_the_paper() -> None:
     assert {"answer_format", "box_f1", "box_iou", "count_error"} <= names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "check", "detail"),
     [
@@ -69,12 +70,14 @@ def test_each_way_of_breaking_the_contract_is_named(tmp_path: Path, body: str, c
     assert detail in broken[0].detail
 
 
+@pytest.mark.slow
 def test_plugin_that_never_returns_is_stopped(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text("import time\n\ndef own(item):\n    time.sleep(1e6)\n", encoding="utf-8")
     expected = Verdict("hostile input", False, f"did not finish within {PATIENCE_S} s")
     assert judge("own.py:own", tmp_path, patience_s=PATIENCE_S)[-1] == expected
 
 
+@pytest.mark.slow
 def test_plugin_that_hangs_while_it_is_imported_is_stopped(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text("import time\ntime.sleep(1e6)\n", encoding="utf-8")
     expected = Verdict("loads", False, f"did not finish within {PATIENCE_S} s")

@@ -22,6 +22,8 @@ from dig_rl.scoring_worker import ScorerSpec
 from dig_rl.types import Completion, Example, SampledGroup, Score, ScoreFailure
 from tests.processes import MARK, started_by
 
+pytestmark = pytest.mark.slow  # a process or two for each broken plugin
+
 ROOT = Path(__file__).resolve().parent.parent
 GOOD = "[[100, 200, 300, 400]]"
 HALF = "[[100, 200, 300, 300]]"  # IoU 1/2
@@ -116,7 +118,6 @@ def totals(outcomes: tuple[Score | ScoreFailure, ...]) -> list[float | None]:
     return [round(outcome.total, 9) if isinstance(outcome, Score) else None for outcome in outcomes]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", BROKEN)
 def test_broken_plugin_loses_its_completion_and_no_other(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
