@@ -128,7 +128,7 @@ def send(job: dict[str, Any], address: str) -> tuple[JobSubmissionClient, str]:
     try:
         client = JobSubmissionClient(address)
         return client, client.submit_job(**job)
-    except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
+    except (OSError, RuntimeError, ValueError, AuthenticationError) as error:  # OSError: those of requests, too
         reason = str(error).strip().splitlines()[0].partition(". ")[0]
     if "uthentication" in reason:
         raise ClusterError(

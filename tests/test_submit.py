@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -231,3 +232,16 @@ def test_interrupt_leaves_the_job_running_and_says_how_to_stop_it(ray_head: dict
     )
     assert stopped.returncode == 0, stopped.stderr
     assert "stopped" in (stopped.stdout + stopped.stderr).lower()
+
+
+def test_a_head_that_hangs_up_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    class HangsUp:
+        def __init__(self, address: str) -> None:
+            pass
+
+        def submit_job(self, **job: Any) -> str:
+            raise OSError("Connection aborted.")  # what requests' own errors are
+
+    monkeypatch.setattr("ray.job_submission.JobSubmissionClient", HangsUp)
+    with pytest.raises(ClusterError, match=r"no Ray head takes jobs at http://10.0.0.1:8265 .Connection aborted"):
+        submit.send({}, "http://10.0.0.1:8265")
