@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 from pathlib import Path
@@ -36,6 +37,18 @@ def sync_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def json_lines(contents: bytes) -> list[bytes]:
+    """Lines of a JSON Lines file, without a byte order mark and blank lines at the end.
+
+    Line feeds alone end a line: an answer may hold whatever else `str.splitlines` splits at, such as U+2028. A carriage
+    return before a line feed stays; JSON takes it for white space.
+    """
+    lines = contents.removeprefix(codecs.BOM_UTF8).split(b"\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return lines
 
 
 def read_json_object(path: Path, remedy: str) -> dict[str, Any] | None:

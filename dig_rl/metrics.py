@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dig_rl.durable import json_lines
 from dig_rl.errors import DigRlError
 from dig_rl.types import RolloutGroup
 
@@ -177,20 +178,21 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """
     path = Path(run_dir) / METRICS_FILE
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        whole, _newline, _torn = path.read_bytes().rpartition(b"\n")
     except FileNotFoundError:
         return []
-    return [_parse_line(path, number, line) for number, line in enumerate(text.split("\n")[:-1], start=1)]
+    return [_parse_line(path, number, line) for number, line in enumerate(json_lines(whole), start=1)]
 
 
-def _parse_line(path: Path, number: int, line: str) -> dict[str, Any]:
+def _parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         entry = json.loads(line)
         if isinstance(entry["step"], int):
             return entry
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
+    found = line[:80].decode(errors="replace")
     raise DigRlError(
-        f'{path} line {number}: expected a JSON object with an integer "step", found {line[:80]!r}; '
+        f'{path} line {number}: expected a JSON object with an integer "step", found {found!r}; '
         "remove the line, or choose another RUN= name"
     )

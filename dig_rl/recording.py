@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dig_rl.config import Config
-from dig_rl.durable import write_durably
+from dig_rl.durable import json_lines, write_durably
 from dig_rl.errors import DataError, DigRlError
 from dig_rl.parsing import CoordinateFrame
 from dig_rl.types import Completion, Example, Look, RolloutGroup, SampledGroup, Score
@@ -118,7 +118,7 @@ def read_recording(folder: Path, step: int) -> Recording:
             "the N newest steps"
         )
     try:
-        header, *rows = (json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines())
+        header, *rows = map(json.loads, json_lines(gzip.decompress(path.read_bytes())))
         if header["format"] != FORMAT or header["step"] != step or header["num_groups"] != len(rows):
             raise ValueError(f"header {header!r:.200} over {len(rows)} groups")
         return Recording(

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dig_rl.boxes import px_to_unit
 from dig_rl.data import load_examples, read_records
-from dig_rl.durable import write_durably
+from dig_rl.durable import json_lines, write_durably
 from dig_rl.errors import DataError
 from dig_rl.evaluation.detection import JudgedAnswer, judge_answer
 from dig_rl.types import BoxTarget, Example, ParseStatus
@@ -113,8 +113,8 @@ def read_answers(path: Path) -> list[StoredAnswer]:
         DataError: it cannot be read, is empty, or a line is wrong; names the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = json_lines(path.read_bytes())
+    except OSError as error:
         raise DataError(f"cannot read the predictions {path}: {error}; `make eval` writes such a file") from None
     if not lines:
         raise DataError(f"{path} holds no predictions; expected one JSON object a line")
@@ -166,7 +166,7 @@ def _judge(truth: TruePair, answers: tuple[StoredAnswer, ...], source: str) -> J
     return JudgedPair(truth, answers, tuple(judged))
 
 
-def _parse_answer(line: str, where: str) -> StoredAnswer:
+def _parse_answer(line: bytes, where: str) -> StoredAnswer:
     try:
         answer = StoredAnswer.model_validate_json(line)
     except ValidationError as error:

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from dig_rl.durable import json_lines
 from dig_rl.errors import DataError
 from dig_rl.evaluation.grounding import Expression
 from dig_rl.exchange.pickles import read_pickle
@@ -138,8 +139,8 @@ def _read_refer(root: Path, refs_path: Path, split: str) -> Iterator[Expression]
 
 def _read_lines(root: Path, path: Path, split: str) -> Iterator[Expression]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = json_lines(path.read_bytes())
+    except OSError as error:
         raise DataError(f"cannot read {path}: {error}") from None
     for number, line in enumerate(lines, start=1):
         where = f"{path}, line {number}"

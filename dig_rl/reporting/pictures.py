@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from dig_rl import boxes
+from dig_rl.durable import json_lines
 
 MAX_PAIRS = 8
 _MAX_SIDE_PX = 480
@@ -182,7 +183,7 @@ def judge_boxes(
 
 def _read_predictions(path: Path) -> tuple[dict[str, _Prediction], str | None]:
     try:
-        predictions = [_checked(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        predictions = [_checked(json.loads(line)) for line in json_lines(path.read_bytes())]
     except FileNotFoundError:
         return {}, f"{path.name} is not there: no held-out pictures from that moment."
     except (ValueError, KeyError, TypeError) as error:
