@@ -62,13 +62,17 @@ def main() -> None:
     print(f"with the server running (make serve CHECKPOINT={options.checkpoint}):\n\n{run}\n", flush=True)
     if options.execute:
         execute(run)
-    results = collect_results(out)
+    results, problems = collect_results(out)
+    for problem in problems:
+        print(f"left out: {problem}; run the tool again, or remove the file")
     if not results:
         print(f"no results in {out} yet; RUN_TOOLS=1 runs the command, and the same command again collects")
         return
     table = results_table(results)
     out.mkdir(parents=True, exist_ok=True)
-    write_durably(out / "suites.md", f"# {options.checkpoint}\n\nPaper: arXiv 2512.12633, their runs.\n\n{table}")
+    left_out = "".join(f"\nLeft out: {problem}\n" for problem in problems)
+    head = f"# {options.checkpoint}\n\nPaper: arXiv 2512.12633, their runs.\n\n"
+    write_durably(out / "suites.md", head + table + left_out)
     print(table)
     print(f"written to {out / 'suites.md'}; figures of the paper are theirs, measured with their settings")
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from dig_rl.config import load_config
-from dig_rl.errors import ConfigError, DataError
+from dig_rl.errors import ConfigError
 from dig_rl.evaluation.suite_results import collect_results, results_table
 from dig_rl.evaluation.suites import PAPER_MODELS, SEVEN, SUITES, Judge, ToolCall, choose_suites, lmms_eval_run
 from dig_rl.evaluation.suites import vlmevalkit_run as vlmevalkit
@@ -94,6 +94,18 @@ def test_the_papers_figures_are_those_of_the_method_note() -> None:
     }
 
 
+def test_the_documented_columns_and_units_are_those_that_are_read() -> None:
+    rows = [line.strip("| ").split(" | ") for line in (ROOT / "docs/benchmarks.md").read_text().split("\n")]
+    documented = {row[0].split(" (")[0]: row[1:] for row in rows if len(row) in (4, 5)}
+    for suite in SUITES:
+        data, figure, task, *metric = documented[suite.name]
+        assert data == ", ".join(f"`{name}`" for name in suite.vlmevalkit)
+        assert figure.startswith(f"{suite.vlmevalkit_column}, {suite.vlmevalkit_unit}")
+        assert (task, metric) in [(f"`{suite.lmms_eval}`", [f"{suite.lmms_eval_metric}, {suite.lmms_eval_unit}"])] or (
+            suite.lmms_eval is None and task == "none"
+        )
+
+
 def write_csv(out: Path, name: str, text: str, day: str = "T20261121_Gabc") -> Path:
     folder = out / "vlmevalkit" / SERVED_NAME / day
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,29 +122,30 @@ def write_lmms(out: Path, results: object, name: str = "20261121_101010_results.
 
 
 def seven(out: Path) -> None:
-    """In the layouts of VLMEvalKit: shares in `_acc.csv`, percent in `_score.csv`."""
+    """In the layouts of VLMEvalKit: fractions in `_acc.csv`, percent or points in `_score.csv`."""
     write_csv(
         out, "HallusionBench_score", '"split","aAcc","fAcc","qAcc"\n"Overall","70.0","40","41"\n"VD","1","2","3"\n'
     )
     write_csv(out, "VStarBench_acc", '"split","Overall","direct"\n"none","0.8","0.9"\n')
-    write_csv(out, "VSR-zeroshot_score", '"split","Overall"\n"Overall","81.0"\n')
-    write_csv(out, "MMVP_acc", '"Overall"\n"0.75"\n')
+    write_csv(out, "VSR-zeroshot_score", '"precision","recall","acc","f1_score"\n"80","82","81.0","0.8"\n')
+    write_csv(out, "MMVP_acc", '"Average","Overall"\n"0.75","0.6"\n')
     write_csv(
         out,
         "POPE_score",
         '"split","Overall","acc","precision","recall"\n"Overall","88","87.0","1","2"\n"random","9","9","9","9"',
     )
-    write_csv(out, "CV-Bench-2D_acc", '"split","Overall"\n"none","0.8"\n')
+    write_csv(out, "CV-Bench-2D_acc", '"split","COCO","ADE20K","Overall"\n"2D","0.7","0.9","0.8"\n')
     write_csv(out, "CV-Bench-3D_acc", '"split","Overall"\n"none","0.9"\n')
-    write_csv(
-        out, "HRBench8K_acc", '"type","single","cross","average"\n"cycle_0","1","1","1"\n"Average","70","60","65"'
+    of_kinds = "".join(
+        f'"{cycle}","all","0.{n}5"\n"{cycle}","cross","0.{n}"\n' for n, cycle in ((3, 0), (6, "Average"))
     )
+    write_csv(out, "HRBench8K_acc", '"cycle","type","accuracy"\n' + of_kinds)
     write_csv(out, "MME_score", '"perception","reasoning","OCR"\n"1500.5","600","100"\n')
 
 
 def test_results_of_vlmevalkit_stand_beside_the_papers(tmp_path: Path) -> None:
     seven(tmp_path)
-    found = {result.suite.name: result.value for result in collect_results(tmp_path)}
+    found = {result.suite.name: result.value for result in collect_results(tmp_path).results}
     assert found == pytest.approx(
         {
             "HallusionBench": 70.0,
@@ -145,7 +158,7 @@ def test_results_of_vlmevalkit_stand_beside_the_papers(tmp_path: Path) -> None:
             "MME": 1500.5,
         }
     )
-    lines = results_table(collect_results(tmp_path)).splitlines()
+    lines = results_table(collect_results(tmp_path).results).splitlines()
     assert lines[0].endswith("| paper: 4B-Thinking | paper: 4B + DiG | paper: 8B-Thinking | paper: 8B + DiG |")
     assert "| HallusionBench | 70.0 | - | 70.1 | 73.8 | 73.3 | 76.7 |" in lines
     assert "| MMBench | - | - | 83.7 | 84.5 | 85.5 | 87.2 |" in lines
@@ -155,15 +168,15 @@ def test_results_of_vlmevalkit_stand_beside_the_papers(tmp_path: Path) -> None:
 def test_half_of_cv_bench_is_no_cv_bench_and_six_of_seven_have_no_mean(tmp_path: Path) -> None:
     seven(tmp_path)
     write_csv(tmp_path, "CV-Bench-3D_acc", "").unlink()
-    results = collect_results(tmp_path)
+    results = collect_results(tmp_path).results
     assert "CV-Bench" not in {result.suite.name for result in results}
     assert "| mean of seven | - | - |" in results_table(results)
 
 
 def test_the_newest_run_counts(tmp_path: Path) -> None:
-    write_csv(tmp_path, "MMVP_acc", '"Overall"\n"0.75"\n', day="T20261120_Gfff")
-    write_csv(tmp_path, "MMVP_acc", '"Overall"\n"0.5"\n', day="T20261121_Gaaa")
-    assert [result.value for result in collect_results(tmp_path)] == [50.0]
+    write_csv(tmp_path, "MMVP_acc", '"Average","Overall"\n"0.75","0.1"\n', day="T20261120_Gfff")
+    write_csv(tmp_path, "MMVP_acc", '"Average","Overall"\n"0.5","0.1"\n', day="T20261121_Gaaa")
+    assert [result.value for result in collect_results(tmp_path).results] == [50.0]
 
 
 def test_results_of_lmms_eval_are_read(tmp_path: Path) -> None:
@@ -176,9 +189,9 @@ def test_results_of_lmms_eval_are_read(tmp_path: Path) -> None:
         "other": {"x": 1},
     }
     write_lmms(tmp_path, {"results": results})
-    found = {result.suite.name: result.value for result in collect_results(tmp_path)}
+    found = {result.suite.name: result.value for result in collect_results(tmp_path).results}
     assert found == pytest.approx({"MMVP": 62.0, "MMStar": 61.0, "MME": 1600.0, "MMBench": 82.5})
-    assert "| MMStar | - | 61.0 | 66.7 |" in results_table(collect_results(tmp_path))
+    assert "| MMStar | - | 61.0 | 66.7 |" in results_table(collect_results(tmp_path).results)
 
 
 @pytest.mark.parametrize(
@@ -187,23 +200,78 @@ def test_results_of_lmms_eval_are_read(tmp_path: Path) -> None:
         ("", "expected an overall row with a column Overall, found none"),
         ('"a","b"\n"1","2"\n"3","4"\n', "expected an overall row"),
         ('"split","other"\n"none","0.5"\n', r"found \['split', 'other'\]"),
-        ('"Overall"\n"nan"\n', "expected a figure from 0 to 100, found 'nan'"),
-        ('"Overall"\n"120"\n', "expected a figure from 0 to 100, found '120'"),
+        ('"Overall"\n"nan"\n', r"expected a figure from 0 to 1 \(fraction\), found 'nan'"),
+        ('"Overall"\n"62"\n', "found '62'"),
         ('"Overall"\n"high"\n', "found 'high'"),
+        ('"acc"\n"0.5"\n', r"expected an overall row with a column Overall, found \['acc'\]"),
     ],
 )
-def test_a_damaged_table_is_named(tmp_path: Path, text: str, told: str) -> None:
+def test_a_damaged_table_is_named_and_hides_no_other(tmp_path: Path, text: str, told: str) -> None:
     path = write_csv(tmp_path, "MMStar_acc", text)
-    with pytest.raises(DataError, match=told) as refused:
-        collect_results(tmp_path)
-    assert str(path) in str(refused.value)
+    write_csv(tmp_path, "AI2D_TEST_acc", '"split","Overall"\n"none","0.5"\n')
+    results, (problem,) = collect_results(tmp_path)
+    assert [(result.suite.name, result.value) for result in results] == [("AI2D", 50.0)]
+    assert re.search(told, problem) and str(path) in problem and "\n" not in problem
 
 
 @pytest.mark.parametrize("contents", [[], {"results": []}, {"results": {"mmvp": 3}}, {"results": {"mmvp": {}}}, {}])
-def test_damaged_results_of_lmms_eval_are_named(tmp_path: Path, contents: object) -> None:
+def test_damaged_results_of_lmms_eval_are_named_and_hide_no_other(tmp_path: Path, contents: object) -> None:
+    write_lmms(tmp_path, {"results": {"mmstar": {"average,none": 0.61}}}, "20261120_101010_results.json")
     path = write_lmms(tmp_path, contents)
-    with pytest.raises(DataError, match=re.escape(str(path))):
-        collect_results(tmp_path)
+    results, (problem,) = collect_results(tmp_path)
+    assert [(result.suite.name, result.value) for result in results] == [("MMStar", 61.0)]
+    assert str(path) in problem
+
+
+def test_one_suite_of_a_file_may_be_wrong(tmp_path: Path) -> None:
+    results = {"mmvp": {"mmvp_accuracy,none": 62}, "mmstar": {"average,none": 0.61}, "ai2d": {"exact_match,x": "N/A"}}
+    write_lmms(tmp_path, {"results": results})
+    found, problems = collect_results(tmp_path)
+    assert [(result.suite.name, result.value) for result in found] == [("MMStar", 61.0)]
+    assert len(problems) == 2 and "task mmvp: expected a figure from 0 to 1 (fraction), found 62" in problems[0]
+
+
+VLMEVALKIT = {"HallusionBench": "aAcc", "V*": "Overall", "POPE": "acc", "MMStar": "Overall", "MME": "perception"}
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "shown"),
+    [
+        ("HallusionBench", "0.9", 0.9),
+        ("HallusionBench", "1.0", 1.0),
+        ("HallusionBench", "0", 0.0),
+        ("HallusionBench", "100", 100.0),
+        ("POPE", "0.5", 0.5),
+        ("V*", "0.009", 0.9),
+        ("V*", "0.01", 1.0),
+        ("V*", "1.0", 100.0),
+        ("V*", "0", 0.0),
+        ("MME", "1.0", 1.0),
+        ("MME", "0.9", 0.9),
+    ],
+)
+def test_a_low_figure_keeps_its_unit(tmp_path: Path, name: str, written: str, shown: float) -> None:
+    suite = next(suite for suite in SUITES if suite.name == name)
+    kind = "acc" if suite.vlmevalkit_unit == "fraction" else "score"
+    write_csv(tmp_path, f"{suite.vlmevalkit[0]}_{kind}", f'"split","{VLMEVALKIT[name]}"\n"Overall","{written}"\n')
+    (result,) = collect_results(tmp_path).results
+    assert result.value == pytest.approx(shown, abs=1e-12)
+
+
+def test_a_low_figure_of_lmms_eval_keeps_its_unit(tmp_path: Path) -> None:
+    results = {
+        "hallusion_bench_image": {"aAcc,none": 0.9},
+        "vstar_bench": {"vstar_overall_acc,none": 1.0},
+        "mmbench_en_dev": {"gpt_eval_score,none": 0.4},
+        "mmvp": {"mmvp_accuracy,none": 0.01},
+        "mme": {"mme_perception_score,none": 1.0},
+        "pope": {"pope_accuracy,none": 1.0},
+    }
+    write_lmms(tmp_path, {"results": results})
+    found = {result.suite.name: result.value for result in collect_results(tmp_path).results}
+    assert found == pytest.approx(
+        {"HallusionBench": 0.9, "V*": 1.0, "MMBench": 0.4, "MMVP": 1.0, "MME": 1.0, "POPE": 100.0}
+    )
 
 
 def suites(*options: str) -> subprocess.CompletedProcess[str]:
@@ -219,13 +287,16 @@ def policy_folder(folder: Path) -> Path:
 
 def test_make_suites_prints_and_collects(tmp_path: Path) -> None:
     seven(tmp_path / "out")
+    broken = write_csv(tmp_path / "out", "MMStar_acc", '"Overall"\n"62"\n')
     policy = policy_folder(tmp_path / "demo1")
     settings = ["--set", "rollout.max_model_len=8192", "--out", str(tmp_path / "out"), "--vlmevalkit", str(tmp_path)]
     done = suites("--checkpoint", str(policy), *settings)
     assert done.returncode == 0, done.stderr
     assert "run.py --api-mode --base-url http://127.0.0.1:8000/v1 --model policy" in done.stdout
     assert "--max-tokens 1024" in done.stdout
-    assert "| V* | 80.0 | - |" in (tmp_path / "out/suites.md").read_text()
+    page = (tmp_path / "out/suites.md").read_text()
+    assert "| V* | 80.0 | - |" in page and f"Left out: {broken}: expected a figure from 0 to 1" in page
+    assert f"left out: {broken}: expected a figure from 0 to 1 (fraction), found '62'" in done.stdout
     done = suites("--checkpoint", str(policy), *settings, "--execute")
     assert done.returncode == 1
     assert f"error: no VLMEvalKit at {tmp_path}: expected its clone with run.py" in done.stderr

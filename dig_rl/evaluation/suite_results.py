@@ -8,14 +8,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dig_rl.errors import DataError
-from dig_rl.evaluation.suites import PAPER_MEAN_OF_SEVEN, PAPER_MODELS, SEVEN, SUITES, Suite, Tool
+from dig_rl.evaluation.suites import PAPER_MEAN_OF_SEVEN, PAPER_MODELS, SEVEN, SUITES, Suite, Tool, Unit
 from dig_rl.vllm_options import SERVED_NAME
 
 _OVERALL_ROWS = ("overall", "average", "all", "none", "test", "dev", "val", "validation")
-_OVERALL_COLUMNS = ("Overall", "acc", "average", "Average")
 
 
 @dataclass(frozen=True)
@@ -29,21 +28,38 @@ class SuiteResult:
     files: tuple[Path, ...]
 
 
-def collect_results(out: Path) -> list[SuiteResult]:
-    """The newest figure of each suite and tool.
+class Collected(NamedTuple):
+    """What was found, and what could not be read."""
+
+    results: list[SuiteResult]
+    """The newest of each suite and tool."""
+    problems: list[str]
+    """One sentence for each result file, or suite of one, that was left out."""
+
+
+def collect_results(out: Path) -> Collected:
+    """The newest figure of each suite and tool; a file that cannot be read hides no other.
 
     Args:
         out: folder with `vlmevalkit/` and `lmms-eval/` in it, each as the tool wrote it; either may be missing.
-
-    Raises:
-        DataError: a result file cannot be read, or lacks the figure.
     """
-    of_vlmevalkit = (_of_vlmevalkit(suite, out / "vlmevalkit" / SERVED_NAME) for suite in SUITES)
-    found = [result for result in of_vlmevalkit if result is not None]
-    newest: dict[str, SuiteResult] = {}
+    found: dict[tuple[Tool, str], SuiteResult | DataError] = {}
+    unread: list[DataError] = []
+    for suite in SUITES:
+        try:
+            result = _of_vlmevalkit(suite, out / "vlmevalkit" / SERVED_NAME)
+        except DataError as error:
+            unread.append(error)
+        else:
+            found |= {("vlmevalkit", suite.name): result} if result is not None else {}
     for path in sorted((out / "lmms-eval").rglob("*_results.json"), key=lambda path: path.name):
-        newest |= {result.suite.name: result for result in _of_lmms_eval(path)}
-    return found + list(newest.values())
+        try:
+            found |= {("lmms-eval", name): result for name, result in _of_lmms_eval(path).items()}
+        except DataError as error:
+            unread.append(error)
+    results = [one for one in found.values() if isinstance(one, SuiteResult)]
+    unread += [one for one in found.values() if isinstance(one, DataError)]
+    return Collected(results, [str(error) for error in unread])
 
 
 def results_table(results: Sequence[SuiteResult]) -> str:
@@ -83,60 +99,64 @@ def _of_vlmevalkit(suite: Suite, folder: Path) -> SuiteResult | None:
         if not there:
             return None
         files.append(max(there, key=lambda path: (path.parent.name, path.stat().st_mtime_ns)))
-    values = [_of_csv(path, suite.vlmevalkit_column, suite.maximum) for path in files]
+    values = [_of_csv(path, suite) for path in files]
     return SuiteResult(suite, "vlmevalkit", sum(values) / len(values), tuple(files))
 
 
-def _of_csv(path: Path, column: str, maximum: float) -> float:
-    """The overall row's figure: the row is named in its first column, or there is only one."""
+def _of_csv(path: Path, suite: Suite) -> float:
+    """The overall row's figure: the row is named in its first column, or there is only one.
+
+    HRBench has a row a kind of question for each overall row; `all` is the one of every kind.
+    """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot read {path}: {error}") from None
-    named = [row for row in rows if str(next(iter(row.values()), "")).lower() in _OVERALL_ROWS]
-    chosen = named[0] if named else rows[0] if len(rows) == 1 else None
-    columns = (column, *_OVERALL_COLUMNS) if maximum == 100.0 else (column,)
-    if chosen is not None:
-        for name in columns:
-            if chosen.get(name) not in (None, ""):
-                return _number(chosen[name], path, maximum)
-    raise DataError(
-        f"{path}: expected an overall row with a column {column}, found {list(rows[0]) if rows else 'none'}"
-    )
+    of_all = [row for row in rows if row.get("type", "all") == "all"]
+    named = [row for row in of_all if str(next(iter(row.values()), "")).lower() in _OVERALL_ROWS]
+    chosen = named[0] if named else rows[0] if len(rows) == 1 else {}
+    value = chosen.get(suite.vlmevalkit_column)
+    if value in (None, ""):
+        columns = list(rows[0]) if rows else "none"
+        raise DataError(f"{path}: expected an overall row with a column {suite.vlmevalkit_column}, found {columns}")
+    return _as_shown(value, suite.vlmevalkit_unit, suite.maximum, str(path))
 
 
-def _of_lmms_eval(path: Path) -> list[SuiteResult]:
+def _of_lmms_eval(path: Path) -> dict[str, SuiteResult | DataError]:
+    """The suites of one file by name, or what is wrong with one."""
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))["results"]
-        tasks = {suite.lmms_eval: suite for suite in SUITES if suite.lmms_eval}
-        found = [(tasks[task], figures) for task, figures in results.items() if task in tasks]
-        return [
-            SuiteResult(suite, "lmms-eval", _number(_metric(suite, figures, path), path, suite.maximum), (path,))
-            for suite, figures in found
-        ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, DataError):
-            raise
+        results = dict(json.loads(path.read_text(encoding="utf-8"))["results"].items())
+        tasks = [(suite, results[suite.lmms_eval]) for suite in SUITES if suite.lmms_eval in results]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path}: expected results of lmms-eval ({type(error).__name__}: {error})") from None
+    found: dict[str, SuiteResult | DataError] = {}
+    for suite, figures in tasks:
+        where = f"{path}: task {suite.lmms_eval}"
+        try:
+            value = _as_shown(_metric(suite, figures, where), suite.lmms_eval_unit, suite.maximum, where)
+            found[suite.name] = SuiteResult(suite, "lmms-eval", value, (path,))
+        except DataError as error:
+            found[suite.name] = error
+    return found
 
 
-def _metric(suite: Suite, figures: Mapping[str, Any], path: Path) -> Any:
+def _metric(suite: Suite, figures: Any, where: str) -> Any:
     """Keys are `<metric>,<filter>`."""
-    for key, value in figures.items():
-        if key.partition(",")[0] == suite.lmms_eval_metric:
-            return value
-    raise DataError(f"{path}: task {suite.lmms_eval} has no {suite.lmms_eval_metric}, found {', '.join(figures)}")
+    if isinstance(figures, Mapping):
+        for key, value in figures.items():
+            if key.partition(",")[0] == suite.lmms_eval_metric:
+                return value
+    raise DataError(f"{where}: expected a figure {suite.lmms_eval_metric}, found {figures!r:.200}")
 
 
-def _number(value: Any, path: Path, maximum: float) -> float:
-    """Percent of what is a share in some files and percent in others; no suite's figure is as low as 1 %."""
+def _as_shown(value: Any, unit: Unit, maximum: float, where: str) -> float:
+    """Fractions become percent by the declared unit; how large a figure is says nothing about its unit."""
+    whole = 1.0 if unit == "fraction" else maximum
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if maximum == 100.0 and 0.0 <= number <= 1.0:
-        number *= 100.0
-    if not 0.0 <= number <= maximum:
-        raise DataError(f"{path}: expected a figure from 0 to {maximum:g}, found {value!r:.80}")
-    return number
+    if not 0.0 <= number <= whole:
+        raise DataError(f"{where}: expected a figure from 0 to {whole:g} ({unit}), found {value!r:.80}")
+    return number * (maximum / whole)

@@ -1,6 +1,7 @@
 """The benchmarks that the DiG paper reports, and the commands of the tools that run them against a served policy.
 
-Sources: names and metrics of lmms-eval 0.7.3 (its task files); options and data sets of VLMEvalKit (ms-vlmeval 0.0.20).
+Sources: names, metrics and units of lmms-eval 0.7.3 (its task files and their `utils.py`); options, data sets, columns
+and units of VLMEvalKit (ms-vlmeval 0.0.20, `vlmeval/dataset/utils/{multiple_choice,yorn,hrbench}.py`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from dig_rl.errors import ConfigError
 from dig_rl.vllm_options import SERVED_NAME
 
 Tool = Literal["vlmevalkit", "lmms-eval"]
+Unit = Literal["fraction", "percent", "points"]
+"""What a tool's file holds: 0 to 1, 0 to 100, or points up to the suite's best."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,14 @@ class Suite:
     """Its `--data`; several are averaged."""
     vlmevalkit_column: str
     """Of the overall row of the result file."""
+    vlmevalkit_unit: Unit
+    """Of that column; declared, because a figure of 1 may be a whole or one percent."""
     lmms_eval: str | None
     """Its task; None where it has none."""
     lmms_eval_metric: str = ""
+    lmms_eval_unit: Unit = "fraction"
     maximum: float = 100.0
-    """Best possible figure; shares are shown in percent."""
+    """Best possible figure as shown: percent, or points."""
     paper: tuple[float, ...] | None = None
     """What the paper reports, aligned with `PAPER_MODELS`; None where it gives only the mean of seven."""
 
@@ -45,23 +51,60 @@ SUITES = (
         "HallusionBench",
         ("HallusionBench",),
         "aAcc",
+        "percent",
         "hallusion_bench_image",
         "aAcc",
+        "percent",
         paper=(70.1, 73.8, 73.3, 76.7),
     ),
-    Suite("V*", ("VStarBench",), "Overall", "vstar_bench", "vstar_overall_acc", paper=(79.1, 79.1, 79.1, 81.2)),
-    Suite("VSR", ("VSR-zeroshot",), "Overall", None, paper=(82.5, 83.9, 82.6, 83.0)),
-    Suite("MMVP", ("MMVP",), "Overall", "mmvp", "mmvp_accuracy", paper=(80.0, 79.0, 77.3, 78.7)),
-    Suite("POPE", ("POPE",), "acc", "pope", "pope_accuracy"),
-    Suite("CV-Bench", ("CV-Bench-2D", "CV-Bench-3D"), "Overall", "cv_bench", "cv_bench_acc"),
-    Suite("HRBench-8K", ("HRBench8K",), "average", "hrbench8k", "average"),
     Suite(
-        "MMBench", ("MMBench_DEV_EN",), "Overall", "mmbench_en_dev", "gpt_eval_score", paper=(83.7, 84.5, 85.5, 87.2)
+        "V*",
+        ("VStarBench",),
+        "Overall",
+        "fraction",
+        "vstar_bench",
+        "vstar_overall_acc",
+        "percent",
+        paper=(79.1, 79.1, 79.1, 81.2),
     ),
-    Suite("MMStar", ("MMStar",), "Overall", "mmstar", "average", paper=(66.7, 70.2, 71.7, 72.7)),
-    Suite("ScienceQA", ("ScienceQA_TEST",), "Overall", "scienceqa_img", "exact_match", paper=(86.9, 89.2, 90.3, 90.5)),
-    Suite("MME", ("MME",), "perception", "mme", "mme_perception_score", 2000.0, paper=(1592.4, 1643.4, 1648.4, 1665.9)),
-    Suite("AI2D", ("AI2D_TEST",), "Overall", "ai2d", "exact_match", paper=(81.0, 82.2, 82.5, 84.1)),
+    Suite("VSR", ("VSR-zeroshot",), "acc", "percent", None, paper=(82.5, 83.9, 82.6, 83.0)),
+    # Questions, not pairs with both questions right, which the column Overall counts: 79.0 % is no number of 150 pairs.
+    Suite("MMVP", ("MMVP",), "Average", "fraction", "mmvp", "mmvp_accuracy", paper=(80.0, 79.0, 77.3, 78.7)),
+    Suite("POPE", ("POPE",), "acc", "percent", "pope", "pope_accuracy"),
+    Suite("CV-Bench", ("CV-Bench-2D", "CV-Bench-3D"), "Overall", "fraction", "cv_bench", "cv_bench_acc"),
+    Suite("HRBench-8K", ("HRBench8K",), "accuracy", "fraction", "hrbench8k", "average"),
+    Suite(
+        "MMBench",
+        ("MMBench_DEV_EN",),
+        "Overall",
+        "fraction",
+        "mmbench_en_dev",
+        "gpt_eval_score",
+        "percent",
+        paper=(83.7, 84.5, 85.5, 87.2),
+    ),
+    Suite("MMStar", ("MMStar",), "Overall", "fraction", "mmstar", "average", paper=(66.7, 70.2, 71.7, 72.7)),
+    Suite(
+        "ScienceQA",
+        ("ScienceQA_TEST",),
+        "Overall",
+        "fraction",
+        "scienceqa_img",
+        "exact_match",
+        paper=(86.9, 89.2, 90.3, 90.5),
+    ),
+    Suite(
+        "MME",
+        ("MME",),
+        "perception",
+        "points",
+        "mme",
+        "mme_perception_score",
+        "points",
+        maximum=2000.0,
+        paper=(1592.4, 1643.4, 1648.4, 1665.9),
+    ),
+    Suite("AI2D", ("AI2D_TEST",), "Overall", "fraction", "ai2d", "exact_match", paper=(81.0, 82.2, 82.5, 84.1)),
 )
 
 
