@@ -1,7 +1,7 @@
 """All settings of a run: typed, frozen, defaults in this file alone.
 
 Layers, later wins: the defaults below, TOML files from left to right, `SET` overrides. Tables merge, lists replace.
-vLLM and DeepSpeed options pass through `rollout.vllm` and `learner.deepspeed` unchanged.
+vLLM and DeepSpeed options pass through `rollout.vllm` and `learner.deepspeed`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from dig_rl.deepspeed_options import check_table, names_a_rate
 from dig_rl.layers import build, read_layers
 from dig_rl.types import BoxTarget
 
@@ -224,8 +225,8 @@ class LearnerConfig(_Section):
     num_gpus: float = Field(0, ge=0)
     """GPUs that Ray reserves for one rank."""
     deepspeed: dict[str, Any] = {}
-    """DeepSpeed's own table, passed through; what it leaves out of batch sizes, optimiser, clipping and ZeRO stage (1)
-    dig-rl fills in."""
+    """DeepSpeed's own table. It is merged key by key over what dig-rl fills in: batch sizes, `lr`, `weight_decay`,
+    clipping, ZeRO stage 1, the peak and length of a schedule; "auto" stands for that as well."""
 
     @property
     def uses_flex_attention(self) -> bool:
@@ -235,7 +236,7 @@ class LearnerConfig(_Section):
     @property
     def lr_is_ours(self) -> bool:
         """Whether `lr` is what the optimiser uses: no table of DeepSpeed's own decides on it."""
-        return not self.deepspeed.keys() & {"optimizer", "scheduler"}
+        return not names_a_rate(self.deepspeed)
 
     @model_validator(mode="after")
     def _is_consistent(self) -> LearnerConfig:
@@ -245,6 +246,7 @@ class LearnerConfig(_Section):
             raise ValueError("attention = flex_attention has no backward pass on CPUs; set learner.num_gpus, or sdpa")
         if self.importance_band[0] > self.importance_band[1]:
             raise ValueError(f"importance_band must be [lowest, highest], found {list(self.importance_band)}")
+        check_table(self.deepspeed, self.num_ranks)
         return self
 
 

@@ -22,7 +22,7 @@ def read_layers(paths: Sequence[str | Path], overrides: Sequence[str]) -> dict[s
     """Merge files from left to right, then `section.key=value` overrides; tables merge, everything else is replaced."""
     merged: dict[str, Any] = {}
     for path in paths:
-        merged = _merge(merged, _read_layer(path))
+        merged = merge_tables(merged, _read_layer(path))
     return with_overrides(merged, overrides)
 
 
@@ -33,8 +33,17 @@ def with_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str
         ConfigError: one has no key, or no equals sign.
     """
     for one in overrides:
-        values = _merge(values, _parse_override(one))
+        values = merge_tables(values, _parse_override(one))
     return values
+
+
+def merge_tables(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """Both tables key by key; where both name a key, `top` wins, unless both have a table there."""
+    merged = dict(base)
+    for key, value in top.items():
+        both_tables = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge_tables(merged[key], value) if both_tables else value
+    return merged
 
 
 def build(model: type[S], values: dict[str, Any], where: str) -> S:
@@ -77,14 +86,6 @@ def _read_layer(path: str | Path) -> dict[str, Any]:
     if saved is None:
         raise ConfigError(f"no config file at {path}; name an existing file with CONFIG=")
     return saved
-
-
-def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in top.items():
-        both_tables = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both_tables else value
-    return merged
 
 
 def _parse_override(text: str) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from dig_rl.config import Config
 from dig_rl.controls import same_answer_frac
 from dig_rl.curriculum import Curriculum, Stage, open_curriculum, stage_config
 from dig_rl.data import load_examples
+from dig_rl.deepspeed_table import with_schedule_length
 from dig_rl.errors import AlarmError, DataError, PluginError
 from dig_rl.evaluate import evaluate_greedily, figures_by_count
 from dig_rl.looks import with_looks
@@ -95,6 +96,8 @@ def train(config: Config, run: RunFolder, root: Path, *, allow_changed_plugins: 
     """
     started = time.monotonic()
     inputs = read_inputs(config, root)
+    curriculum = inputs.curriculum
+    config = with_schedule_length(config, curriculum.total_steps, is_bound=curriculum.is_open)
     run.record_plugins(inputs.plugin_hashes, allow_changed=allow_changed_plugins)
     _log.info("starting Ray, vLLM and DeepSpeed; what they print goes to %s", run.logs)
     with Cluster(config.cluster, run.logs, num_actors(config)) as cluster:

@@ -23,7 +23,7 @@ from trl import SFTConfig, SFTTrainer
 
 from dig_rl.boxes import px_to_unit
 from dig_rl.config import Config, PolicyConfig
-from dig_rl.deepspeed_table import trainer_table
+from dig_rl.deepspeed_table import learner_table, trainer_table
 from dig_rl.errors import PolicyError
 from dig_rl.extension_lock import remove_stale_locks
 from dig_rl.policy.load import PolicyFrontend, load_frontend, load_model
@@ -86,7 +86,7 @@ def _trainer(
             lr_scheduler_type="linear",
             warmup_steps=max(1, settings.steps // 20),
             weight_decay=config.learner.weight_decay,
-            max_grad_norm=config.learner.max_grad_norm,
+            max_grad_norm=learner_table(config, 1)["gradient_clipping"],
             deepspeed=trainer_table(config),
             max_length=None,  # truncation could cut image tokens away
             completion_only_loss=True,

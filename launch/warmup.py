@@ -36,6 +36,11 @@ def main() -> None:
         allow_no_change=config.data.allow_no_change,
         box_target=config.data.box_target,
     )
+    if others := sorted({"optimizer", "scheduler"} & config.learner.deepspeed.keys()):
+        print(
+            f"learner.deepspeed.{' and '.join(others)} is for make train alone: the warm-up has AdamW and a linear "
+            f"decay from warmup.lr ({config.warmup.lr:g})"
+        )
     losses = warm_up(config, examples, out)
     print(f"loss {losses['loss_first']:.3f} -> {losses['loss_last']:.3f} nats a token; policy written to {out}")
     print("next: make train")
