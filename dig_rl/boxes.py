@@ -37,6 +37,25 @@ def unit_to_norm1000(boxes_unit: np.ndarray) -> np.ndarray:
     return boxes_unit * 1000.0
 
 
+def turn_px(boxes_px: np.ndarray, tag: int, stored_size_px: tuple[int, int]) -> np.ndarray:
+    """Pixels `[N, 4]` of a stored picture to pixels of the picture turned upright.
+
+    Args:
+        boxes_px: in the frame of the stored pixels.
+        tag: EXIF orientation of the picture, 1 to 8.
+        stored_size_px: (width, height) of the stored pixels.
+    """
+    (width, height), order = stored_size_px, [0, 1, 2, 3]
+    if tag >= 5:
+        (width, height), order = (height, width), [1, 0, 3, 2]
+    x_min, y_min, x_max, y_max = boxes_px[:, order].T
+    if tag in (2, 3, 6, 7):
+        x_min, x_max = width - x_max, width - x_min
+    if tag in (3, 4, 7, 8):
+        y_min, y_max = height - y_max, height - y_min
+    return np.stack([x_min, y_min, x_max, y_max], axis=1)
+
+
 def iou_matrix(boxes_a: np.ndarray, boxes_b: np.ndarray) -> np.ndarray:
     """Intersection over union of every pair, `[N, M]` in [0, 1]; boxes `[N, 4]`, `[M, 4]`; without area it is 0."""
     edges = np.maximum(boxes_a[:, None, :2], boxes_b[:, :2]), np.minimum(boxes_a[:, None, 2:], boxes_b[:, 2:])

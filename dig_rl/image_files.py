@@ -1,18 +1,116 @@
-"""What an image of a data folder must be before anything reads its pixels, and an image that shows nothing."""
+"""Which picture files are taken, and as which pixels: the one place that decides about kinds and turning tags.
+
+A data folder's pictures are their stored pixels: a tag that asks viewers to turn them (EXIF or XMP orientation) is not
+followed. An import turns pictures upright once and stores them without the tag. docs/data.md has the table of kinds.
+"""
 
 from __future__ import annotations
 
+import struct
+import warnings
 from pathlib import Path
+from typing import Any
 
-from PIL import Image
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
 
+from dig_rl.errors import DataError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+"""What is opened, whatever a file is named. A JPEG of several pictures (MPO) is its first, as viewers show it."""
 MAX_PIXELS = 64_000_000
 """More than any picture here needs, and few enough to decode: a small file can claim to hold far more."""
-_MODES = {"RGB", "L"}
-_PNG_DEPTH_BYTE = 24
-"""Where a PNG states its bits a channel; Pillow silently halves 16-bit colour. Source: PNG specification, IHDR."""
+UPRIGHT = 1
+"""The orientation that asks for no turn."""
 GRAY = (128, 128, 128)
 """Of a picture with nothing to see."""
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error)
+"""What Pillow raises over bytes that are no picture, or a damaged one."""
+_PLAIN_MODES = {"RGB", "L"}
+_CONVERTED_MODES = {"1", "P", "LA", "PA", "RGBA", "CMYK"}
+_DEEP_RAW_MODE = ";16B"
+"""How Pillow marks 16 bits a channel of a PNG, which it silently halves unless the picture is grey."""
+
+
+def kind_problem(image: Image.Image, *, converts: bool) -> str | None:
+    """Why a picture of this kind is refused, in words that follow its name; None for one that is taken.
+
+    Args:
+        image: opened, not decoded yet.
+        converts: as an import takes it, which writes RGB; otherwise as a data folder must have it.
+    """
+    if problem := frames_problem(image):
+        return problem
+    if image.mode.startswith(("I", "F")) or any(str(part[3]).endswith(_DEEP_RAW_MODE) for part in _parts(image)):
+        return "has 16 bits a channel or more; expected 8: scale its values to 0-255 and save it again"
+    if image.mode in _PLAIN_MODES and (converts or "transparency" not in image.info):
+        return None
+    if not converts:
+        return f"has mode {image.mode}; expected 8-bit RGB or grey without palette or transparency: convert it"
+    if image.mode not in _CONVERTED_MODES:
+        return f"has mode {image.mode}; expected RGB, grey, a palette or CMYK: save it as RGB"
+    return None
+
+
+def frames_problem(image: Image.Image) -> str | None:
+    """Why a picture that moves is refused; None for a single one."""
+    frames = getattr(image, "n_frames", 1)
+    if frames == 1 or image.format == "MPO":
+        return None
+    return f"holds {frames} pictures (an animation); expected one: save the one that is meant as PNG"
+
+
+def transparency_problem(image: Image.Image) -> str | None:
+    """Why a picture that shows its ground somewhere is refused; None for an opaque one, with alpha or without."""
+    if not image.has_transparency_data or image.convert("RGBA").getchannel("A").getextrema()[0] == 255:
+        return None
+    return "is transparent in places; expected an opaque picture: flatten it onto the ground that is meant"
+
+
+def rgb_of(image: Image.Image) -> Image.Image:
+    """The stored pixels as RGB, and nothing else of the file: no tag, no colour profile, no alpha."""
+    return Image.fromarray(np.asarray(image.convert("RGB")))
+
+
+def turning_tag(image: Image.Image) -> int:
+    """The orientation, 1 to 8, that a picture's EXIF (or else XMP) tag asks for; 1 without one that means anything."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tag = image.getexif().get(ExifTags.Base.Orientation)
+    except DAMAGE:  # Pillow reads whatever bytes stand there
+        return UPRIGHT
+    return tag if type(tag) is int and 1 <= tag <= 8 else UPRIGHT
+
+
+def turn_upright(pixels: np.ndarray, tag: int) -> np.ndarray:
+    """Stored pixels `[H, W, ...]` as their tag says they are to be seen; `[W, H, ...]` for tags 5 to 8."""
+    if tag >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    if tag in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if tag in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
+
+
+def upright_size(stored_size_px: tuple[int, int], tag: int) -> tuple[int, int]:
+    """(width, height) after the turn."""
+    width, height = stored_size_px
+    return (height, width) if tag >= 5 else (width, height)
+
+
+def read_stored(path: str | Path) -> Image.Image:
+    """A picture of a data folder, or of another folder that is read in place: its stored pixels, RGB.
+
+    Raises:
+        DataError: of a kind that RGB does not hold.
+        OSError, ValueError, Image.DecompressionBombError: it cannot be read.
+    """
+    with Image.open(path, formats=FORMATS) as image:
+        if problem := kind_problem(image, converts=True) or transparency_problem(image):
+            raise DataError(f"picture {path} {problem}")
+        return rgb_of(image)
 
 
 def image_problem(folder: Path, name: str, size_px: tuple[int, int]) -> str | None:
@@ -37,23 +135,21 @@ def image_problem(folder: Path, name: str, size_px: tuple[int, int]) -> str | No
         return f"cannot be looked up ({error})"
     try:
         return _content_problem(path, size_px)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError:
+        return f"is damaged, or none of {', '.join(FORMATS)}; convert it, or copy it again"
+    except (*DAMAGE, Image.DecompressionBombError) as error:
         return f"is damaged ({error}); make or copy it again"
 
 
 def _content_problem(path: Path, size_px: tuple[int, int]) -> str | None:
-    with path.open("rb") as file:
-        depth = file.read(_PNG_DEPTH_BYTE + 1)[-1:]
-        file.seek(0)
-        with Image.open(file) as image:
-            if image.width * image.height > MAX_PIXELS:
-                return f"claims {image.width}x{image.height}, more than {MAX_PIXELS} pixels are not decoded"
-            if image.size != size_px:
-                return f"is {image.width}x{image.height}, the line says {size_px[0]}x{size_px[1]}"
-            if image.mode not in _MODES or "transparency" in image.info or (image.format == "PNG" and depth == b"\x10"):
-                found = "16 bits a channel" if depth == b"\x10" else f"mode {image.mode}"
-                return f"has {found}; expected 8-bit RGB or grey without palette or transparency: convert it"
-            image.verify() if image.format == "PNG" else image.load()
+    with Image.open(path, formats=FORMATS) as image:
+        if image.width * image.height > MAX_PIXELS:
+            return f"claims {image.width}x{image.height}, more than {MAX_PIXELS} pixels are not decoded"
+        if image.size != size_px:
+            return f"is {image.width}x{image.height}, the line says {size_px[0]}x{size_px[1]}"
+        if problem := kind_problem(image, converts=False):
+            return problem
+        image.verify() if image.format == "PNG" else image.load()
     return None
 
 
@@ -64,3 +160,8 @@ def gray_image(folder: Path, size_px: tuple[int, int]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", size_px, GRAY).save(path)
     return path
+
+
+def _parts(image: Image.Image) -> list[Any]:
+    """How the picture is to be decoded, part by part; empty once that is done."""
+    return list(getattr(image, "tile", ()))

@@ -122,7 +122,7 @@ BAD_ENTRIES: list[tuple[str, Callable[[Path], Path], str, str]] = [
     (
         "virat-std",
         spoil_picture(lambda path: Image.fromarray(np.zeros((32, 64), np.uint16)).save(path)),
-        "more than 8 bits",
+        "16 bits a channel",
         "bad_image",
     ),
     (
