@@ -155,8 +155,11 @@ class LoraConfig(_Section):
     rank: int = Field(16, ge=1)
     alpha: int = Field(32, ge=1)
     """The adapter's product is multiplied by alpha / rank."""
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """Last parts of the names of the modules that get one; by default every projection of the text model."""
+    targets: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), min_length=1
+    )
+    """Ends of the names of the linear layers that get one. A name that the text model has means its layers alone; frozen
+    parts get none. By default every projection of the text model."""
 
     @field_validator("targets")
     @classmethod

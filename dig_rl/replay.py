@@ -19,7 +19,8 @@ from dig_rl.config import Config
 from dig_rl.errors import ConfigError
 from dig_rl.policy.load import load_frontend, load_model
 from dig_rl.policy.scorer import PolicyScorer
-from dig_rl.policy.trainable import part_of, prepare_for_training
+from dig_rl.policy.targets import part_of
+from dig_rl.policy.trainable import prepare_for_training
 from dig_rl.recording import Recording
 from dig_rl.scoring import Scorer
 from dig_rl.types import RolloutGroup, Score

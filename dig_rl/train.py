@@ -33,6 +33,7 @@ from dig_rl.evaluate import evaluate_greedily, figures_by_count
 from dig_rl.looks import with_looks
 from dig_rl.metrics import read_metrics, summarise_dropped, summarise_groups
 from dig_rl.plugins import load_plugin
+from dig_rl.policy.targets import check_targets
 from dig_rl.progress import TrainProgress
 from dig_rl.recording import cut_recordings, write_recording
 from dig_rl.refill import Collected, collect_with_refills, spare_examples
@@ -98,6 +99,7 @@ def train(config: Config, run: RunFolder, root: Path, *, allow_changed_plugins: 
     inputs = read_inputs(config, root)
     curriculum = inputs.curriculum
     config = with_schedule_length(config, curriculum.total_steps, is_bound=curriculum.is_open)
+    check_targets(config)
     run.record_plugins(inputs.plugin_hashes, allow_changed=allow_changed_plugins)
     _log.info("starting Ray, vLLM and DeepSpeed; what they print goes to %s", run.logs)
     with Cluster(config.cluster, run.logs, num_actors(config)) as cluster:

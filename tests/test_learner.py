@@ -19,7 +19,7 @@ from dig_rl.algo.batch import TrainingGroup
 from dig_rl.config import Config, LoraConfig, load_config
 from dig_rl.policy.load import load_frontend, load_model
 from dig_rl.policy.scorer import PolicyScorer
-from dig_rl.policy.trainable import part_of
+from dig_rl.policy.targets import part_of
 from tests.groups import make_group, make_pair
 from tests.learner_ranks import Job, Outcome, run_jobs
 from tests.plain_updates import PlainLoop, mean_kl

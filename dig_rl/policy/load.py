@@ -188,6 +188,20 @@ def load_model(policy: PolicyConfig, *, flex_attention: bool = False) -> PreTrai
     return model.eval()
 
 
+def load_structure(policy: PolicyConfig) -> PreTrainedModel:
+    """The model of a policy without weights, from its config alone.
+
+    Raises:
+        PolicyError: there is no config, or it is not that of a vision-language policy.
+    """
+    config = _load(AutoConfig, policy)
+    try:
+        with torch.device("meta"):
+            return AutoModelForImageTextToText.from_config(config)
+    except ValueError as error:
+        raise PolicyError(f"cannot open policy {policy.path}: {error}") from error
+
+
 def uses_flex_attention(model: PreTrainedModel) -> bool:
     """Whether the text model was loaded with FlexAttention."""
     return model.config.get_text_config()._attn_implementation == FLEX_ATTENTION

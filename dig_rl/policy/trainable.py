@@ -14,17 +14,13 @@ from peft.tuners.lora import Linear as LoraLinear
 from transformers import PreTrainedModel
 
 from dig_rl.config import Config, LoraConfig
-from dig_rl.errors import ConfigError
-
-PROJECTOR_PARTS = ("merger.", "deepstack_merger_list.")
-"""Modules of Qwen's vision tower that turn its features into image tokens."""
-
+from dig_rl.policy.targets import adapted_modules, part_of
 
 def prepare_for_training(model: PreTrainedModel, config: Config) -> PreTrainedModel:
     """Freeze what is not trained, and add adapters if asked for; the seed fixes how these begin, on every rank alike.
 
     Raises:
-        ConfigError: no module carries a name of `learner.lora.targets`.
+        ConfigError: `learner.lora.targets` stands for a module that cannot get an adapter.
     """
     learner = config.learner
     for name, parameter in model.named_parameters():
@@ -32,25 +28,15 @@ def prepare_for_training(model: PreTrainedModel, config: Config) -> PreTrainedMo
     if learner.lora is not None:
         lora = learner.lora
         peft_config = PeftLoraConfig(
-            r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), init_lora_weights=True
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            target_modules=adapted_modules(model, learner),
+            init_lora_weights=True,
         )
-        try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(config.seed)
-                model.add_adapter(peft_config)
-        except ValueError as error:
-            raise ConfigError(
-                f"learner.lora.targets = {list(lora.targets)} names no module of {type(model).__name__}: {error}"
-            ) from None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            model.add_adapter(peft_config)
     return model.train()
-
-
-def part_of(name: str) -> str:
-    """`vision`, `projector` or `text`: the part of a Qwen-VL model that a parameter belongs to, by its name."""
-    _, in_vision, rest = name.partition("visual.")
-    if not in_vision:
-        return "text"
-    return "projector" if rest.startswith(PROJECTOR_PARTS) else "vision"
 
 
 @contextlib.contextmanager
