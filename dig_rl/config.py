@@ -158,8 +158,8 @@ class LoraConfig(_Section):
     targets: tuple[str, ...] = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), min_length=1
     )
-    """Ends of the names of the linear layers that get one. A name that the text model has means its layers alone; frozen
-    parts get none. By default every projection of the text model."""
+    """Ends of the names of the linear layers that get one. A name that the text model has means its layers alone;
+    frozen parts get none. By default every projection of the text model."""
 
     @field_validator("targets")
     @classmethod

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from dig_rl.config import Config, LoraConfig
 from dig_rl.policy.targets import adapted_modules, part_of
 
+
 def prepare_for_training(model: PreTrainedModel, config: Config) -> PreTrainedModel:
     """Freeze what is not trained, and add adapters if asked for; the seed fixes how these begin, on every rank alike.
 
