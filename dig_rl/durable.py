@@ -62,7 +62,7 @@ def read_json_object(path: Path, remedy: str) -> dict[str, Any] | None:
         DigRlError: the file does not hold one JSON object.
     """
     try:
-        contents = json.loads(path.read_text(encoding="utf-8"))
+        contents = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError) as error:

@@ -58,12 +58,14 @@ def build(model: type[S], values: dict[str, Any], where: str) -> S:
 def read_toml(path: str | Path) -> dict[str, Any]:
     """Parse one TOML file, naming it in every error."""
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))  # editors of Windows begin it with a BOM
     except FileNotFoundError:
         raise ConfigError(f"no config file at {path}; name an existing TOML file with CONFIG=") from None
     except OSError as error:
         raise ConfigError(f"cannot read the config file {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: it is not UTF-8 text ({error}); save it as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
 

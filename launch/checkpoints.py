@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from dig_rl.checkpoint import BEST_FILE
 from dig_rl.config import Config, load_config
 from dig_rl.durable import read_json_object
 from dig_rl.errors import CheckpointError, PolicyError
+from dig_rl.layers import build, merge_tables, read_layers, with_overrides
 from dig_rl.run_folder import CONFIG_FILE
 from dig_rl.summary import read_summary
 
@@ -33,13 +35,13 @@ class FoundPolicy(NamedTuple):
     """`config.json` of the run that trained it."""
 
 
-def find_policy(checkpoint: str, *, hub: bool = False) -> FoundPolicy:
+def find_policy(checkpoint: str, *, may_download: Callable[[], bool] = lambda: False) -> FoundPolicy:
     """Say which policy is meant.
 
     Args:
         checkpoint: a Hugging Face folder; a run folder, whose trained policy is taken; or a checkpoint of a run, which
             is exported into its own folder on first use.
-        hub: a name that is no folder is one of the model hub.
+        may_download: whether a name that is no folder is one of the model hub; asked only then.
 
     Raises:
         PolicyError: there is nothing of the kind, or a run without a policy yet.
@@ -64,7 +66,7 @@ def find_policy(checkpoint: str, *, hub: bool = False) -> FoundPolicy:
         return FoundPolicy(
             str(_exported(folder)), f"{folder.name} of run {path.parent.parent.name}", run_config_of(folder)
         )
-    if hub and not path.exists():
+    if not path.exists() and may_download():
         return FoundPolicy(checkpoint, "a policy of the model hub", None)
     raise PolicyError(
         f"no policy at {checkpoint}: expected a Hugging Face folder with config.json, or a run folder such as "
@@ -125,16 +127,18 @@ def _exported(step: Path) -> Path:
 def load_checkpoint_config(checkpoint: str, config_paths: list[str], overrides: list[str]) -> tuple[Config, str]:
     """The settings to run a checkpoint with, and a sentence that says which policy and settings were found.
 
-    Without a config named by the user, those of the run that trained the policy are used, else `FALLBACK_CONFIG`.
+    They are those of the run that trained the policy, under the config that the user names; for a policy of no run,
+    that config alone, or else `FALLBACK_CONFIG`.
 
     Raises:
         PolicyError: there is no such checkpoint.
         ConfigError: a config is wrong.
     """
-    found = find_policy(checkpoint, hub=load_config(config_paths, overrides).policy.hub)
-    paths = config_paths or [str(found.run_config or FALLBACK_CONFIG)]
-    config = load_config(paths, [*overrides, f"policy.path={json.dumps(found.path)}"])
-    return config, f"{found.description} ({found.path}), settings of {', '.join(paths)}"
+    # A name that is no folder belongs to no run: only then is a setting asked for before the run is known.
+    found = find_policy(checkpoint, may_download=lambda: settings_over_run(None, config_paths, overrides)[0].policy.hub)
+    of_policy = [*overrides, f"policy.path={json.dumps(found.path)}"]
+    config, files = settings_over_run(found.run_config, config_paths, of_policy)
+    return config, f"{found.description} ({found.path}), settings of {files}"
 
 
 def load_predictions_config(predictions: Path, config_paths: list[str], overrides: list[str]) -> tuple[Config, str]:
@@ -146,8 +150,31 @@ def load_predictions_config(predictions: Path, config_paths: list[str], override
     folder = predictions.parent
     beside = [folder / SETTINGS_FILE] if (folder / SETTINGS_FILE).is_file() else []
     of_run = [folder.parent / CONFIG_FILE] if _is_run(folder.parent) else []
-    paths = config_paths or [str(path) for path in (*beside, *of_run, Path(FALLBACK_CONFIG))][:1]
-    return load_config(paths, overrides), f"stored answers, settings of {', '.join(paths)}"
+    config, files = settings_over_run(next(iter([*beside, *of_run]), None), config_paths, overrides)
+    return config, f"stored answers, settings of {files}"
+
+
+def settings_over_run(run_config: Path | None, config_paths: list[str], overrides: list[str]) -> tuple[Config, str]:
+    """The settings of a run with the user's words over them, judged together, and the files that they come from.
+
+    Reward terms that the user's files name stand in place of the run's, as in training in place of the defaults.
+
+    Args:
+        run_config: `config.json` of the run; None where there is none.
+        config_paths: TOML files of the user.
+        overrides: `section.key=value` strings.
+
+    Raises:
+        ConfigError: a config is wrong.
+    """
+    if run_config is None:
+        paths = config_paths or [FALLBACK_CONFIG]
+        return load_config(paths, overrides), ", ".join(paths)
+    of_run, of_user = read_layers([run_config], []), read_layers(config_paths, [])
+    if "terms" in of_user.get("reward", {}):
+        of_run["reward"].pop("terms", None)
+    files = ", ".join(map(str, [run_config, *config_paths]))
+    return build(Config, with_overrides(merge_tables(of_run, of_user), overrides), where=files), files
 
 
 def _is_policy(path: Path) -> bool:

@@ -68,7 +68,7 @@ def _check_alike(a: Source, b: Source) -> None:
     if different:
         raise ConfigError(
             f"A and B can only be compared on the same questions, but differ in {', '.join(different)} (A has "
-            f"{a.facts['data']}, B has {b.facts['data']}); name one DATA= and one CONFIG= for both"
+            f"{a.facts['data']}, B has {b.facts['data']}); name one DATA= and SPLIT= for both, other keys by SET="
         )
 
 

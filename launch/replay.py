@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from dig_rl.config import Config, load_config
+from dig_rl.config import Config
 from dig_rl.durable import write_durably
 from dig_rl.errors import ConfigError
 from dig_rl.metrics import read_metrics
@@ -15,7 +15,7 @@ from dig_rl.recording import Recording, read_recording
 from dig_rl.replay import ScoreChange, loss_figures, score_again, score_changes
 from dig_rl.run_folder import CONFIG_FILE
 from launch.arguments import add_settings
-from launch.checkpoints import find_policy
+from launch.checkpoints import find_policy, settings_over_run
 from launch.terminal import end_with_message
 
 _SHOWN = 10
@@ -35,7 +35,7 @@ def main() -> None:
     run: Path = options.runs_dir / options.run
     if not (run / CONFIG_FILE).is_file():
         raise ConfigError(f"no run at {run}: expected a folder with {CONFIG_FILE}; RUN= names a run of {run.parent}")
-    config = load_config([run / CONFIG_FILE, *options.config], options.set)
+    config, _ = settings_over_run(run / CONFIG_FILE, options.config, options.set)
     recording = read_recording(run / "rollouts", options.step)
     groups = score_again(recording, config, Path.cwd())
     changes = score_changes(recording.groups, groups)
@@ -71,7 +71,7 @@ def choose_weights(run: Path, recording: Recording, config: Config, checkpoint: 
         PolicyError, CheckpointError: there is no such policy.
     """
     if checkpoint is not None:
-        return find_policy(checkpoint, hub=config.policy.hub).path, ""
+        return find_policy(checkpoint, may_download=lambda: config.policy.hub).path, ""
     version = recording.policy_version
     if version == 0:
         return config.policy.path, ", which sampled them"
