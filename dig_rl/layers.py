@@ -7,13 +7,14 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from dig_rl.durable import read_json_object
 from dig_rl.errors import ConfigError
+from dig_rl.overrides import parse_override
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -33,7 +34,7 @@ def with_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str
         ConfigError: one has no key, or no equals sign.
     """
     for one in overrides:
-        values = merge_tables(values, _parse_override(one))
+        values = merge_tables(values, _nested(one))
     return values
 
 
@@ -47,9 +48,13 @@ def merge_tables(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
 
 
 def build(model: type[S], values: dict[str, Any], where: str) -> S:
-    """Validate `values` as `model`, turning pydantic's report into one ConfigError that names the nearest known key."""
+    """Validate `values` as `model`; the text `none` is None wherever a key may be None, since TOML has no word for it.
+
+    Raises:
+        ConfigError: pydantic's report in our words, with the nearest known key.
+    """
     try:
-        return model.model_validate(values)
+        return model.model_validate(_with_nones(model, values))
     except ValidationError as error:
         lines = [_describe(problem, model) for problem in error.errors()]
         raise ConfigError(f"config from {where} is not valid:\n  " + "\n  ".join(lines)) from None
@@ -90,17 +95,26 @@ def _read_layer(path: str | Path) -> dict[str, Any]:
     return saved
 
 
-def _parse_override(text: str) -> dict[str, Any]:
-    key, equals, raw = text.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f'SET takes "section.key=value", found "{text}"')
-    try:
-        parsed = tomllib.loads(f"value = {raw}")
-    except tomllib.TOMLDecodeError:
-        parsed = {}
-    # A line break could begin further keys, which would then be dropped in silence.
-    value: Any = parsed["value"] if parsed.keys() == {"value"} else raw
-    for part in reversed(key.strip().split(".")):
+def _with_nones(annotation: Any, value: Any) -> Any:
+    """`value` with None for the text `none` where `annotation` allows None, in tables and lists of tables, too."""
+    choices = get_args(annotation) if get_origin(annotation) in (UnionType, Union) else (annotation,)
+    if isinstance(value, str):
+        return None if value.lower() == "none" and NoneType in choices else value
+    for choice in choices:
+        inner = get_args(choice)
+        if isinstance(value, dict) and isinstance(choice, type) and issubclass(choice, BaseModel):
+            kinds = {key: field.annotation for key, field in choice.model_fields.items()}
+            return {key: _with_nones(kinds.get(key), one) for key, one in value.items()}
+        if isinstance(value, dict) and get_origin(choice) is dict:
+            return {key: _with_nones(inner[1], one) for key, one in value.items()}
+        if isinstance(value, list) and get_origin(choice) in (list, tuple) and len(set(inner) - {...}) == 1:
+            return [_with_nones(inner[0], one) for one in value]
+    return value
+
+
+def _nested(text: str) -> dict[str, Any]:
+    key, value = parse_override(text)
+    for part in reversed(key.split(".")):
         value = {part: value}
     return value
 

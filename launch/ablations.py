@@ -19,7 +19,7 @@ from dig_rl.durable import write_durably
 from dig_rl.errors import ConfigError, DigRlError, PluginError
 from dig_rl.plugins import load_plugin
 from launch.ablation_runs import execute, seconds_behind
-from launch.arguments import add_overrides
+from launch.arguments import add_list, add_overrides, split_numbers, split_words
 from launch.terminal import end_with_message
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,8 +41,8 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make ablations", description=__doc__)
     parser.add_argument("--recipe", default=RECIPE, help="TOML file (RECIPE=; default: %(default)s)")
-    parser.add_argument("--only", nargs="*", metavar="ARM", help="some of the arms (ONLY=)")
-    parser.add_argument("--seeds", nargs="*", type=int, metavar="N", help="in place of the recipe's seeds (SEEDS=)")
+    add_list(parser, "--only", "some of the arms (ONLY=)", split_words, "ARM")
+    add_list(parser, "--seeds", "in place of the recipe's seeds (SEEDS=)", split_numbers, "N")
     add_overrides(parser, "all runs' settings")
     parser.add_argument("--minutes", type=float, help="start no run that would end later than this (MINUTES=)")
     parser.add_argument("--ledger", type=Path, default=LEDGER, help="finished runs (LEDGER=; default: %(default)s)")

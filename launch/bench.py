@@ -14,6 +14,7 @@ from typing import Any
 
 from dig_rl.durable import write_durably
 from dig_rl.errors import ConfigError
+from launch.arguments import add_list, split_words
 from launch.benchmarks.evaluation import eval_outside_vllm_share
 from launch.benchmarks.measurement import Measurement, Request
 from launch.benchmarks.rendering import (
@@ -53,7 +54,7 @@ LONG_BENCHMARKS: dict[str, Callable[[Request], Measurement]] = {
 def main() -> None:
     """Parse arguments, measure, print, and write after each figure."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--only", nargs="*", metavar="NAME", help="some of them (ONLY=)")
+    add_list(parser, "--only", "some of them (ONLY=)", split_words, "NAME")
     parser.add_argument("--long", action="store_true", help="those that take many minutes (make bench-long)")
     parser.add_argument("--run", help="finished run that shares are read from (RUN=; default: a tiny one is made)")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")

@@ -7,15 +7,14 @@ import sys
 from pathlib import Path
 
 from dig_rl.reporting.run_comparison import write_run_comparison
+from launch.arguments import add_list, split_words
 from launch.terminal import end_with_message
 
 
 def main() -> None:
     """Parse arguments, write the page, say where it is."""
     parser = argparse.ArgumentParser(prog="make compare-runs", description=__doc__)
-    parser.add_argument(
-        "--runs", nargs="*", default=[], help="names; the first is what others are compared with (RUNS=)"
-    )
+    add_list(parser, "--runs", "names; the first is what others are compared with (RUNS=)", split_words)
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
     parser.add_argument("--out", type=Path, default=Path("runs", "compare-runs.html"), help="page to write (OUT=)")
     arguments = parser.parse_args()

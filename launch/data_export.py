@@ -15,6 +15,7 @@ from pathlib import Path
 
 from dig_rl.config import DataConfig, load_config
 from dig_rl.exchange.coco import export_coco
+from launch.arguments import add_list, split_paths
 from launch.item_progress import item_progress
 from launch.terminal import end_with_message
 
@@ -33,12 +34,12 @@ def main() -> None:
     parser.add_argument("--format", required=True, choices=NEXT, help="layout to write (FORMAT=)")
     parser.add_argument("--data", required=True, type=Path, help="data folder (DATA=)")
     parser.add_argument("--out", required=True, type=Path, help="folder to make (OUT=)")
-    parser.add_argument(
+    add_list(
+        parser,
         "--config",
-        nargs="*",
-        default=[],
-        help="for trl and easyr1: TOML files whose policy.path gives the prompt's coordinates and the resize rule, and "
+        "for trl and easyr1: TOML files whose policy.path gives the prompt's coordinates and the resize rule, and "
         "whose data.box_target counts (CONFIG=; default: coordinates in thousandths, boxes of both pictures)",
+        split_paths,
     )
     options = parser.parse_args(sys.argv[1:] or ["--help"])
     with item_progress("pairs") as show:

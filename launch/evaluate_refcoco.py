@@ -16,7 +16,7 @@ from dig_rl.errors import ConfigError
 from dig_rl.evaluation.grounding import Expression, JudgedExpression, grounding_figures, judge_expression
 from dig_rl.exchange.refcoco import STANDARD_EXPRESSIONS, SplitFile, find_splits
 from dig_rl.types import Question
-from launch.arguments import add_settings
+from launch.arguments import add_list, add_settings, split_words
 from launch.checkpoints import SETTINGS_FILE, load_checkpoint_config
 from launch.item_progress import item_progress
 from launch.terminal import end_with_message
@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make eval-refcoco", description=__doc__)
     parser.add_argument("--checkpoint", required=True, help="policy folder, run folder, or a checkpoint (CHECKPOINT=)")
     parser.add_argument("--from", required=True, type=Path, dest="root", help="local copy; see docs/benchmarks.md")
-    parser.add_argument("--split", nargs="*", default=[], help="refcoco_val ... refcocog_test (SPLIT=; default: all)")
+    add_list(parser, "--split", "refcoco_val ... refcocog_test (SPLIT=; default: all)", split_words)
     parser.add_argument("--limit", type=int, help="only so many first expressions of a split (LIMIT=), to try it out")
     add_settings(parser)
     parser.add_argument("--out", type=Path, help="folder to write (OUT=; default: runs/eval/<checkpoint>-refcoco)")

@@ -25,7 +25,7 @@ from dig_rl.layers import build, differing_keys, read_toml
 from dig_rl.metrics import read_metrics
 from dig_rl.policy.build import SmallPolicyConfig, build_small_policy
 from dig_rl.prompts import instruction
-from launch.arguments import add_overrides
+from launch.arguments import add_list, add_overrides, split_numbers
 from launch.terminal import end_with_message, run_part
 
 RECIPE = "launch/configs/recipes/nano.toml"
@@ -74,19 +74,20 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=WORK, help="families and checkpoints (default: %(default)s)")
     parser.add_argument("--data", type=Path, default=DATA, help="folder with a validation split (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=POLICY, help="policy to write (default: %(default)s)")
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0], help="of GRPO, a run each (SEEDS=; default: 0)")
+    add_list(parser, "--seeds", "of GRPO, a run each (SEEDS=; default: 0)", split_numbers)
     add_overrides(parser, "GRPO's settings")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="renderers (default: one a core)")
     arguments = parser.parse_args()
+    seeds = arguments.seeds or [0]
     recipe = build(NanoRecipe, read_toml(arguments.recipe), where=arguments.recipe)
     if (arguments.out / "config.json").exists():
         print(f"{arguments.out} is there already; remove it to train it anew", flush=True)
     else:
         _warm_up(recipe, arguments)
-    for seed in arguments.seeds:
+    for seed in seeds:
         _learn_from_reward(seed, arguments)
-    _draw_curves(arguments.runs_dir, arguments.seeds)
+    _draw_curves(arguments.runs_dir, seeds)
 
 
 def _warm_up(recipe: NanoRecipe, arguments: argparse.Namespace) -> None:

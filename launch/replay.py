@@ -24,7 +24,7 @@ _SHOWN = 10
 def main() -> None:
     """Parse arguments, score, compute, compare, print, write."""
     parser = argparse.ArgumentParser(prog="make replay", description=__doc__)
-    parser.add_argument("--run", required=True, help="name of the run (RUN=)")
+    parser.add_argument("--run", default="demo", help="name of the run (RUN=; default: %(default)s)")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
     parser.add_argument("--step", required=True, type=int, help="recorded step (STEP=)")
     parser.add_argument("--checkpoint", help="weights of the loss (CHECKPOINT=; default: those that sampled)")

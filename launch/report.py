@@ -14,7 +14,7 @@ from dig_rl.summary import read_summary
 def main(arguments: list[str] | None = None) -> int:
     """Write the report and say where it is; returns the exit code."""
     parser = argparse.ArgumentParser(prog="make report", description=__doc__)
-    parser.add_argument("--run", required=True, help="name of the run")
+    parser.add_argument("--run", default="demo", help="name of the run (RUN=; default: %(default)s)")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
     options = parser.parse_args(arguments)
     try:

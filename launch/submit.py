@@ -20,7 +20,7 @@ import jinja2
 
 from dig_rl.config import Config, load_config
 from dig_rl.errors import ClusterError
-from launch.arguments import add_settings
+from launch.arguments import add_settings, chosen_run
 from launch.terminal import end_with_message
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make submit", description=__doc__)
     parser.add_argument("--target", choices=["ray", "slurm"], default="ray", help="kind of cluster (TARGET=)")
     add_settings(parser)
-    parser.add_argument("--run", required=True, help="name of the run (RUN=)")
+    parser.add_argument("--run", help="name of the run (RUN=; default: that of the last config)")
     parser.add_argument("--runs-dir", default=os.environ.get("RUNS_DIR", "runs"), help="folder of all runs (RUNS_DIR)")
     parser.add_argument(
         "--allow-changed-plugins",
@@ -48,12 +48,12 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="print what would be sent (DRY_RUN=1)")
     arguments = parser.parse_args()
     config = load_config(arguments.config, arguments.set)
-    runs_dir = Path(arguments.runs_dir).resolve()
+    name, runs_dir = chosen_run(arguments), Path(arguments.runs_dir).resolve()
     overrides = [*arguments.set, *absolute_paths(config)]
-    training = training_arguments(arguments.config, arguments.run, runs_dir, overrides)
+    training = training_arguments(arguments.config, name, runs_dir, overrides)
     training += ["--allow-changed-plugins"] if arguments.allow_changed_plugins else []
     if arguments.target == "slurm":
-        script = slurm_script(training, config, arguments.run, runs_dir, arguments.nodes)
+        script = slurm_script(training, config, name, runs_dir, arguments.nodes)
         print(script) if arguments.dry_run else queue(script, runs_dir)
     else:
         address = os.environ.get("RAY_ADDRESS", DEFAULT_ADDRESS)

@@ -12,7 +12,7 @@ from dig_rl.durable import write_durably
 from dig_rl.errors import ConfigError, DigRlError
 from dig_rl.evaluation.suite_results import collect_results, results_table
 from dig_rl.evaluation.suites import Judge, SuiteRun, ToolCall, choose_suites, lmms_eval_run, vlmevalkit_run
-from launch.arguments import add_settings
+from launch.arguments import add_list, add_settings, split_words
 from launch.checkpoints import load_checkpoint_config
 from launch.terminal import end_with_message
 
@@ -24,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make suites", description=__doc__)
     parser.add_argument("--checkpoint", required=True, help="what `make serve` serves (CHECKPOINT=)")
     parser.add_argument("--tool", default="vlmevalkit", help="vlmevalkit (all suites) or lmms-eval (TOOL=)")
-    parser.add_argument("--only", nargs="*", default=[], help='suites by name, as "MMStar" "V*" (ONLY=; default: all)')
+    add_list(parser, "--only", 'suites by name, as "MMStar" "V*" (ONLY=; default: all)', split_words)
     parser.add_argument("--execute", action="store_true", help="run the commands (RUN_TOOLS=1; default: print them)")
     parser.add_argument("--url", default="http://127.0.0.1:8000/v1", help="of the server (URL=)")
     parser.add_argument("--vlmevalkit", type=Path, default=Path("VLMEvalKit"), help="its clone (VLMEVALKIT=)")

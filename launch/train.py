@@ -11,7 +11,7 @@ from dig_rl.reporting.report import before_after_table, write_report
 from dig_rl.run_folder import RunFolder
 from dig_rl.summary import read_summary
 from dig_rl.train import train
-from launch.arguments import add_settings
+from launch.arguments import add_settings, chosen_run
 from launch.terminal import end_with_message
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,7 +21,9 @@ def main() -> None:
     """Parse arguments, train, report."""
     parser = argparse.ArgumentParser(prog="make train", description=__doc__)
     add_settings(parser)
-    parser.add_argument("--run", required=True, help="name of the run; the same name and config continue it (RUN=)")
+    parser.add_argument(
+        "--run", help="name of the run; the same name and config continue it (RUN=; default: that of the last config)"
+    )
     parser.add_argument("--runs-dir", default="runs", help="folder of all runs")
     parser.add_argument(
         "--allow-changed-plugins",
@@ -30,10 +32,10 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     config = load_config(arguments.config, arguments.set)
-    with RunFolder.open(arguments.runs_dir, arguments.run, config) as run:
+    with RunFolder.open(arguments.runs_dir, chosen_run(arguments), config) as run:
         summary = read_summary(run.path)
         if summary is not None and summary["status"] == "finished":
-            print(f"run {arguments.run} is already finished; choose another RUN= to train again")
+            print(f"run {run.path.name} is already finished; choose another RUN= to train again")
         else:
             try:
                 summary = train(config, run, ROOT, allow_changed_plugins=arguments.allow_changed_plugins)

@@ -227,3 +227,38 @@ def test_the_saved_copy_reads_back_as_the_same_config() -> None:
 
 def test_an_unknown_key_that_resembles_none_shows_what_the_table_has() -> None:
     assert "learner.learning_rate: no such key; learner has lr, weight_decay, " in mistake("learner.learning_rate=1")
+
+
+@pytest.mark.parametrize(
+    ("key", "before"),
+    [
+        ("evaluation.every_steps", "20"),
+        ("evaluation.max_pairs", "20"),
+        ("learner.dual_clip", "3.0"),
+        ("learner.lora", "{rank = 4}"),
+        ("policy.max_pixels", "4096"),
+        ("cluster.address", '"10.0.0.1:6379"'),
+    ],
+)
+def test_none_is_a_value_wherever_none_is_a_default(tmp_path: Path, key: str, before: str) -> None:
+    section, name = key.split(".")
+    set_before = write(tmp_path, "before.toml", f"[{section}]\n{name} = {before}\n")
+    unset = write(tmp_path, "unset.toml", f'[{section}]\n{name} = "none"\n')
+    assert getattr(getattr(load_config([set_before]), section), name) is not None
+    for config in (load_config([set_before], [f"{key}=none"]), load_config([set_before, unset])):
+        assert getattr(getattr(config, section), name) is None
+
+
+def test_none_is_text_where_text_is_meant(tmp_path: Path) -> None:
+    config = load_config([], ["data.path=none", "rollout.vllm.x=none", "learner.lora={}", "cluster.address=None"])
+    assert (config.data.path, config.rollout.vllm, config.cluster.address) == ("none", {"x": "none"}, None)
+    assert "learner.lr: Input should be a valid number" in mistake("learner.lr=none")
+    stages = write(
+        tmp_path,
+        "stages.toml",
+        '[[stages]]\nname = "none"\ndifferences = [1, 1]\nsteps = 2\nepochs = "none"\npromotion = "none"\n'
+        'overrides = {lr = "none", temperature = 0.5}\n',
+    )
+    (stage,) = load_stages(stages)  # in lists of tables, too
+    assert (stage.name, stage.epochs, stage.promotion) == ("none", None, None)
+    assert (stage.overrides.lr, stage.overrides.temperature) == (None, 0.5)

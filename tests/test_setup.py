@@ -127,13 +127,6 @@ def test_help_lists_every_target_with_one_line(repo_root: Path) -> None:
     assert {"setup", "demo", "data", "train", "submit", "test", "test-fast", "test-long", "lint"} <= listed
 
 
-def test_settings_reach_the_command_word_by_word(repo_root: Path) -> None:
-    result = run_make(
-        repo_root, "--dry-run", "train", "RUN=my run", "CONFIG=a.toml b.toml", 'SET=learner.lr=1e-6 x.y=["a"]'
-    )
-    assert """--config 'a.toml' 'b.toml' --run 'my run' --set 'learner.lr=1e-6' 'x.y=["a"]'""" in result.stdout
-
-
 def run_make(folder: Path, *arguments: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
     """Run make as from a user's shell, outside any make that runs the tests."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
