@@ -1,7 +1,7 @@
 """The data folder: what one line of `metadata.jsonl` holds, and reading it with every mistake named.
 
 A data folder has `metadata.jsonl` (one pair a line) and `images/`; docs/data.md shows the whole layout. The same
-records write it (`dig_rl.datagen`) and read it, so there is one schema.
+records write it (`dig_rl.datagen`) and read it, so there is one schema. A line may leave out what is not known.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from dig_rl.durable import json_lines
 from dig_rl.errors import DataError
+from dig_rl.faults import counted
 from dig_rl.image_files import image_problem
 from dig_rl.types import BoxTarget, Example
 
@@ -34,37 +36,38 @@ class _Record(BaseModel):
 
 
 class DifferenceRecord(_Record):
-    """One labelled change; what an imported data set does not know is null."""
+    """One labelled change; what is not known is null, or left out of the line."""
 
-    kind: Kind
-    object_id: int | None
+    kind: Kind = "unknown"
+    object_id: int | None = None
     """Id of the changed object in `scenes/<pair_id>.json`."""
     box: Box
-    """Box that answers are compared with, by the folder's box target."""
-    box_a: Box | None
+    """Box that answers are compared with, by the folder's box target; left out, the box around the other two."""
+    box_a: Box | None = None
     """Visible extent in the reference image; null when the object is not there."""
-    box_b: Box | None
+    box_b: Box | None = None
     """Visible extent in the changed image; null when the object is not there."""
-    visible_px_a: int | None = Field(ge=0)
-    visible_px_b: int | None = Field(ge=0)
-    visible_fraction_a: float | None = Field(ge=0, le=1)
+    visible_px_a: int | None = Field(None, ge=0)
+    visible_px_b: int | None = Field(None, ge=0)
+    visible_fraction_a: float | None = Field(None, ge=0, le=1)
     """Visible pixels over the pixels that the object alone would show."""
-    visible_fraction_b: float | None = Field(ge=0, le=1)
+    visible_fraction_b: float | None = Field(None, ge=0, le=1)
 
 
 class PairRecord(_Record):
     """One line of `metadata.jsonl`."""
 
     image_a_file_name: str
-    """Reference image, relative to the data folder."""
+    """Reference image, relative to the data folder, or an absolute path."""
     image_b_file_name: str
-    """Changed image, relative to the data folder."""
+    """Changed image, relative to the data folder, or an absolute path."""
     pair_id: str = Field(min_length=1)
     width: int = Field(ge=1)
     height: int = Field(ge=1)
     num_differences: int = Field(ge=0)
+    """Length of `differences`; counted where a line leaves it out."""
     split: Split
-    seed: int | None
+    seed: int | None = None
     """Seed from which the pair was made."""
     differences: tuple[DifferenceRecord, ...]
 
@@ -116,7 +119,8 @@ def load_examples(
         check_images: open both images of each pair of the split, check their size and that they are intact.
 
     Raises:
-        DataError: a line, label or image is wrong (file, line and pair id are named), or the split is empty.
+        DataError: a line, label or image is wrong (file, line and pair id of the first are named, and how many more
+            have the same fault), or the split is empty.
     """
     folder = Path(data_dir).resolve()
     records = read_records(folder, allow_no_change=allow_no_change)
@@ -125,36 +129,37 @@ def load_examples(
         offered = dict(Counter(record.split for _, record in records))
         raise DataError(f"{folder / METADATA_NAME}: no pair of split {split!r}; the file holds {offered or 'no pairs'}")
     if check_images:
-        for line, record in chosen:
-            _check_images(folder, record, line)
+        _fail_at_first(
+            folder,
+            ((line, record.pair_id, problem) for line, record in chosen for problem in _image_problems(folder, record)),
+        )
     return [_example(folder, record, box_target) for _, record in chosen]
 
 
 def read_records(folder: Path, *, allow_no_change: bool = False) -> list[tuple[int, PairRecord]]:
     """Parse and check every line, as (line number from 1, record); raises DataError at the first wrong one."""
-    records: list[tuple[int, PairRecord]] = []
-    for line in scan_records(folder, allow_no_change=allow_no_change):
-        if line.record is None or line.problems:
-            _fail(folder, line.number, line.pair_id, line.problems[0])
-        records.append((line.number, line.record))
-    return records
+    lines = list(scan_records(folder, allow_no_change=allow_no_change))
+    _fail_at_first(folder, ((line.number, line.pair_id, line.problems[0]) for line in lines if line.problems))
+    return [(line.number, line.record) for line in lines if line.record is not None]
 
 
 def scan_records(folder: Path, *, allow_no_change: bool = False) -> Iterator[ScannedLine]:
-    """Parse and check every line; what is wrong with one stands beside it.
+    """Parse and check every line that is not blank; what is wrong with one stands beside it.
 
     Raises:
         DataError: there is no `metadata.jsonl` that can be read.
     """
     path = folder / METADATA_NAME
     try:
-        lines = path.read_bytes().splitlines()
+        lines = json_lines(path.read_bytes())
     except OSError as error:
         raise DataError(
             f"cannot read {path}: {error.strerror}; name a data folder, or make one with `make data OUT={folder}`"
         ) from None
     seen: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         record = _parse_line(line)
         if isinstance(record, str):
             found = _PAIR_ID.search(line.decode("utf-8", errors="replace"))
@@ -170,9 +175,10 @@ def scan_records(folder: Path, *, allow_no_change: bool = False) -> Iterator[Sca
 def _parse_line(line: bytes) -> PairRecord | str:
     """The record, or why the line is none."""
     try:
-        text = line.decode("utf-8")
-        values = json.loads(text, parse_constant=_refuse_constant)
-        return PairRecord.model_validate_json(text, strict=True) if isinstance(values, dict) else _not_an_object(values)
+        values = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+        if not isinstance(values, dict):
+            raise ValueError(f"expected an object, found {type(values).__name__}")
+        return PairRecord.model_validate_json(json.dumps(_completed(values)), strict=True)
     except ValidationError as error:
         return "; ".join(_describe(item) for item in error.errors())
     except RecursionError:
@@ -185,8 +191,27 @@ def _refuse_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is not a number")
 
 
-def _not_an_object(values: Any) -> NoReturn:
-    raise ValueError(f"expected an object, found {type(values).__name__}")
+def _completed(values: dict[str, Any]) -> dict[str, Any]:
+    """A line with what follows from the rest of it: a hand-written one need not say these."""
+    differences = values.get("differences")
+    if not isinstance(differences, list):
+        return values
+    counted_here = {"num_differences": len(differences)} if values.get("num_differences") is None else {}
+    return {**values, **counted_here, "differences": [_completed_difference(item) for item in differences]}
+
+
+def _completed_difference(values: Any) -> Any:
+    if not isinstance(values, dict):
+        return values
+    known = {key: value for key, value in values.items() if key not in ("kind", "box") or value is not None}
+    sides = [box for box in (known.get("box_a"), known.get("box_b")) if box is not None]
+    if "box" not in known and sides and all(map(_four_numbers, sides)):
+        known["box"] = target_box(sides[0], sides[-1], "union")
+    return known
+
+
+def _four_numbers(box: Any) -> bool:
+    return isinstance(box, list) and len(box) == 4 and all(type(edge) in (int, float) for edge in box)
 
 
 def _describe(problem: Any) -> str:
@@ -194,7 +219,8 @@ def _describe(problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         return f"unknown key {where}"
     if problem["type"] == "missing":
-        return f"missing key {where}"
+        instead = ", or box_a or box_b" if re.fullmatch(r"differences\.\d+\.box", where) else ""
+        return f"missing key {where}{instead}"
     return f"{where}: {problem['msg']}, found {problem['input']!r:.80}"
 
 
@@ -219,15 +245,21 @@ def _inside(box: Box, width: int, height: int) -> bool:
     return 0 <= x_min < x_max <= width and 0 <= y_min < y_max <= height
 
 
-def _check_images(folder: Path, record: PairRecord, number: int) -> None:
+def _image_problems(folder: Path, record: PairRecord) -> Iterator[str]:
     for name in (record.image_a_file_name, record.image_b_file_name):
         problem = image_problem(folder, name, (record.width, record.height))
         if problem:
-            _fail(folder, number, record.pair_id, f"image {name} {problem}")
+            yield f"image {name} {problem}"
 
 
-def _fail(folder: Path, number: int, pair_id: str | None, problem: str) -> NoReturn:
-    raise DataError(f"{folder / METADATA_NAME}, line {number}, pair {pair_id or 'unknown'}: {problem}")
+def _fail_at_first(folder: Path, problems: Iterable[tuple[int, str | None, str]]) -> None:
+    """Raise DataError for the first of (line, pair id, problem), with the number of lines that have the same one."""
+    found = list(problems)
+    if found:
+        (number, pair_id, problem), others = counted(found, lambda item: item[2])[0]
+        lines = sorted({item[0] for item in others} - {number})
+        more = f"; the same fault in {len(lines)} more line{'s'[: len(lines) > 1]}" if lines else ""
+        raise DataError(f"{folder / METADATA_NAME}, line {number}, pair {pair_id or 'unknown'}: {problem}{more}")
 
 
 def _example(folder: Path, record: PairRecord, box_target: BoxTarget) -> Example:

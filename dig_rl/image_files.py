@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import struct
 import warnings
-from pathlib import Path
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -120,13 +121,13 @@ def image_problem(folder: Path, name: str, size_px: tuple[int, int]) -> str | No
 
     Args:
         folder: the data folder, resolved.
-        name: path within it, as the metadata gives it; links out of the folder count as outside.
+        name: as the metadata gives it, see `leads_out`.
         size_px: (width, height) it must have.
     """
+    if leads_out(name):
+        return "lies outside the data folder: expected no `..` in the name; a link, or an absolute path, may lead out"
     try:
         path = (folder / name).resolve()
-        if not path.is_relative_to(folder):
-            return "lies outside the data folder"
         if not path.exists():
             return f"does not exist in {folder}"
         if not path.is_file():
@@ -139,6 +140,33 @@ def image_problem(folder: Path, name: str, size_px: tuple[int, int]) -> str | No
         return f"is damaged, or none of {', '.join(FORMATS)}; convert it, or copy it again"
     except (*DAMAGE, Image.DecompressionBombError) as error:
         return f"is damaged ({error}); make or copy it again"
+
+
+def leads_out(name: str) -> bool:
+    """Whether a file name climbs out of the folder that it is relative to.
+
+    Links are followed wherever they lead and an absolute path is taken as it is: whoever made the folder on this
+    machine meant them. A `..` means another place in every copy of the folder.
+    """
+    return ".." in PurePosixPath(name).parts
+
+
+def folders_outside(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Where pictures lie that are not in the data folder, through a link or by an absolute path.
+
+    Args:
+        folder: the data folder, resolved.
+        names: of pictures that are there.
+
+    Returns:
+        The real folder by the folder that the names give.
+    """
+    outside: dict[str, str] = {}
+    for name in names:
+        real = (folder / name).resolve()
+        if not real.is_relative_to(folder):
+            outside.setdefault(str(PurePosixPath(name).parent), str(real.parent))
+    return outside
 
 
 def _content_problem(path: Path, size_px: tuple[int, int]) -> str | None:

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from dig_rl.durable import write_durably
 from dig_rl.errors import DataError
+from dig_rl.faults import counted
 from dig_rl.inspection.check import DataCheck, check_folder, figures_of
 from dig_rl.inspection.findings import Finding
 from dig_rl.inspection.masks import blender_ids, numpy_ids
@@ -28,7 +29,9 @@ from launch.terminal import end_with_message
 
 ID_RENDERERS = {"none": None, "numpy": numpy_ids, "blender": blender_ids}
 MAX_PRINTED = 30
-"""Findings of each severity on the terminal; `check.json` has all."""
+"""Kinds of findings of each severity on the terminal; `check.json` has all."""
+MAX_LINES = 5
+"""Lines named of further findings of a kind."""
 
 
 def read_options() -> argparse.Namespace:
@@ -122,6 +125,8 @@ def _summary(check: DataCheck, figures: dict[str, Any]) -> Table:
     duplicates = figures["duplicates"]
     near = "not searched" if duplicates["near"] is None else f"{duplicates['near']} nearly"
     table.add_row("repeated", f"{duplicates['pictures']} pictures, {duplicates['scenes']} scenes, {near}")
+    for given, real in check.folders_outside.items():
+        table.add_row("pictures outside", f"{given} lies in {real}: copy both, or the folder cannot travel")
     hashes = "compared with the manifest" if check.has_manifest else "no manifest"
     table.add_row("hashes", hashes)
     drawn = "compared with the pixels of their objects" if check.boxes_drawn else "no scene to draw them from"
@@ -140,10 +145,21 @@ def _count(findings: Sequence[Finding], name: str) -> str:
 
 
 def _print_findings(console: Console, title: str, findings: Sequence[Finding]) -> None:
-    for finding in findings[:MAX_PRINTED]:
-        console.print(Text(f"{title}: {finding}"), soft_wrap=True)
-    if len(findings) > MAX_PRINTED:
-        console.print(f"... and {len(findings) - MAX_PRINTED} more {title}s in check.json")
+    kinds = counted(findings, lambda finding: finding.problem)
+    for finding, others in kinds[:MAX_PRINTED]:
+        console.print(Text(f"{title}: {finding}{_more(others)}"), soft_wrap=True)
+    left_out = sum(1 + len(others) for _finding, others in kinds[MAX_PRINTED:])
+    if left_out:
+        console.print(f"... and {left_out} more {title}s in check.json")
+
+
+def _more(others: Sequence[Finding]) -> str:
+    """How many findings of the same kind there are, and where the first of them are."""
+    if not others:
+        return ""
+    lines = list(dict.fromkeys(finding.line for finding in others if finding.line is not None))
+    named = ", ".join(map(str, lines[:MAX_LINES])) + (", ..." if len(lines) > MAX_LINES else "")
+    return f" (and {len(others)} more like it" + (f", in lines {named}" if lines else "") + ")"
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from dig_rl.data import PairRecord, load_examples, read_records
+from dig_rl.exchange.coco import export_coco
 from dig_rl.exchange.importing import LAYOUTS, import_dataset
 from dig_rl.inspection.check import check_folder
 from tests.published_layouts import (
@@ -125,9 +126,21 @@ def test_clevr_change(tmp_path: Path) -> None:
 def test_mig_bench(tmp_path: Path) -> None:
     pairs = imported("mig-bench", mig_bench(tmp_path / "in"), tmp_path / "out")
     assert list(pairs) == ["mig-bench-diff-7996_1_source", "mig-bench-view_diff-DSC_1975"]
-    for pair, expected in zip(pairs.values(), [(16, 16, 32, 31.936), (0, 0, 8, 8)], strict=True):
-        ((kind, box_a, box_b, box),) = boxes(pair)
-        assert (kind, box_a, box_b) == ("unknown", None, None) and box == pytest.approx(expected)
+    (static,), (view,) = map(boxes, pairs.values())
+    assert static[:3] == ("unknown", None, None) and static[3] == pytest.approx((16, 16, 32, 31.936))
+    assert view == ("unknown", None, (0, 0, 8, 8), (0, 0, 8, 8))
+
+
+def test_a_view_difference_is_exported_for_the_second_picture_alone(tmp_path: Path) -> None:
+    imported("mig-bench", mig_bench(tmp_path / "in"), tmp_path / "data")
+    export_coco(tmp_path / "data", tmp_path / "coco")
+    coco = json.loads((tmp_path / "coco/annotations/instances_test.json").read_text())
+    sides = {image["id"]: (image["pair_id"].split("-")[2], image["side"]) for image in coco["images"]}
+    shown = [sides[annotation["image_id"]] for annotation in coco["annotations"]]
+    assert shown == [("diff", "a"), ("diff", "b"), ("view_diff", "b")]
+    for box_target in ("union", "a", "b"):
+        view = load_examples(tmp_path / "data", "test", box_target=box_target)[1]
+        assert view.target_boxes_px == ((0, 0, 8, 8),)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -35,6 +35,9 @@ _PREFIX = "MIG-Bench"
 def read_mig_bench(root: Path) -> list[Entry]:
     """Entries of the difference tasks in `MIG-Bench/`: one box each, as fractions of the picture's sides.
 
+    A question of `diff` does not say which of the two aligned pictures it is about; one of `view_diff` is about the
+    second.
+
     Raises:
         DataError: the folder is not as published, or holds none of these tasks.
     """
@@ -53,13 +56,14 @@ def _pair(root: Path, where: str, item: dict[str, Any]) -> SourcePair:
         raise EntryError(where, f"expected two images, found {short(names)}", "bad_labels")
     first, second = (file_inside(root, _within(name), where) for name in names)
     fractions = np.array([numbers(item.get("answer"), 4, where)])
-    box = unit_to_px(fractions, picture_size(first, where))[0].tolist()
+    about_second = item["task"] == "view_diff"
+    box = unit_to_px(fractions, picture_size(second if about_second else first, where))[0].tolist()
     return SourcePair(
         pair_id=safe_id("mig-bench", item["task"], first.stem),
         image_a=first,
         image_b=second,
         split="test",
-        differences=[SourceDifference("unknown", box=box)],
+        differences=[SourceDifference("unknown", **{"box_b" if about_second else "box": box})],
         where=where,
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from dig_rl.data import METADATA_NAME, scan_records
+from dig_rl.image_files import folders_outside
 from dig_rl.inspection.balance import (
     BalanceCheck,
     best_constant_box,
@@ -43,6 +44,8 @@ class DataCheck:
     has_manifest: bool
     boxes_drawn: bool
     """Whether boxes were compared with drawn scenes."""
+    folders_outside: dict[str, str]
+    """Where pictures really lie that a link or an absolute path leads to, by the folder of their names."""
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -117,6 +120,7 @@ def check_folder(
         duplicates=duplicates,
         has_manifest=manifest is not None,
         boxes_drawn=make_ids is not None and any(pair.scenes for pair in pairs),
+        folders_outside=folders_outside(folder, (name for pair in pairs for name in pair.sha256)),
     )
 
 
@@ -132,6 +136,7 @@ def figures_of(check: DataCheck) -> dict[str, Any]:
         "num_sound_pairs": len(sound),
         "num_changes": len(visible),
         "has_manifest": check.has_manifest,
+        "folders_outside": check.folders_outside,
         "num_scenes": sum(pair.scenes is not None for pair in check.pairs),
         "boxes_compared_with_drawn_scenes": check.boxes_drawn,
         "pairs_by_split_and_count": counts_by_split(sound),

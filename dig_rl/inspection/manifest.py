@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dig_rl.data import METADATA_NAME
 from dig_rl.durable import read_json_object
 from dig_rl.errors import DigRlError
+from dig_rl.image_files import leads_out
 from dig_rl.inspection.findings import Finding
 
 MANIFEST_NAME = "manifest.json"
@@ -64,8 +65,9 @@ def hash_findings(
 
 def _sha256(folder: Path, name: str) -> str | None:
     try:
-        path = (folder / name).resolve()
-        if not path.is_relative_to(folder) or not path.is_file():
+        path = folder / name
+        # Files that no line of the metadata names are read within the folder, and through its links, alone.
+        if leads_out(name) or PurePosixPath(name).is_absolute() or not path.is_file():
             return None
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

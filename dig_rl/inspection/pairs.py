@@ -19,7 +19,7 @@ from PIL import Image
 
 from dig_rl.data import METADATA_NAME, PairRecord, ScannedLine
 from dig_rl.errors import DataError
-from dig_rl.image_files import image_problem
+from dig_rl.image_files import image_problem, leads_out
 from dig_rl.inspection.findings import Finding, Severity
 from dig_rl.inspection.labels import label_problems
 from dig_rl.inspection.masks import DrawIds, IdRendererFactory, mask_problems
@@ -119,7 +119,7 @@ class PairExaminer:
             return None
         try:
             path = (self.folder / name).resolve()
-            if not path.is_relative_to(self.folder / "scenes"):
+            if leads_out(record.pair_id):
                 notes.add("error", "the pair id leads out of scenes/; expected a name without slashes", file=name)
                 return None
             if not path.is_file():
