@@ -272,7 +272,8 @@ class EvaluationConfig(_Section):
     """Steps from one evaluation on the validation split to the next, the first and the last policy included; None
     evaluates before and after training only."""
     max_pairs: int | None = Field(None, ge=1)
-    """First pairs of a split; None takes all."""
+    """Pairs of a split that are answered, by number of changes in proportion and the same in every run; None takes
+    all."""
     match_iou: float = Field(0.5, gt=0, le=1)
     """IoU from which a box counts as found."""
     num_panels: int = Field(8, ge=0, le=100)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dig_rl.actors.fleet import Rollouts
+from dig_rl.evaluation.subset import representative_pairs
 from dig_rl.image_files import gray_image
 from dig_rl.types import Example
 
@@ -18,10 +19,10 @@ def same_answer_frac(rollouts: Rollouts, examples: Sequence[Example], folder: Pa
 
     Args:
         rollouts: workers that hold the weights to be tested.
-        examples: pairs with changes; the first `NUM_PAIRS` of those are asked about, at least one.
+        examples: pairs; `NUM_PAIRS` of those with changes are asked about, at least one.
         folder: where the gray images are written, one for each size.
     """
-    chosen = [example for example in examples if example.num_differences][:NUM_PAIRS]
+    chosen = representative_pairs([example for example in examples if example.num_differences], NUM_PAIRS)
     blanked = [replace(example, image_b_path=str(gray_image(folder, example.image_size_px))) for example in chosen]
     seen, unseen = rollouts.answer(chosen), rollouts.answer(blanked)
     same = [a.completions[0].text == b.completions[0].text for a, b in zip(seen, unseen, strict=True)]

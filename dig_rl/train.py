@@ -30,6 +30,7 @@ from dig_rl.data import load_examples
 from dig_rl.deepspeed_table import with_schedule_length
 from dig_rl.errors import AlarmError, DataError, PluginError
 from dig_rl.evaluate import evaluate_greedily, figures_by_count
+from dig_rl.evaluation.subset import representative_pairs
 from dig_rl.looks import with_looks
 from dig_rl.metrics import read_metrics, summarise_dropped, summarise_groups
 from dig_rl.plugins import load_plugin
@@ -69,10 +70,11 @@ def read_inputs(config: Config, root: Path) -> Inputs:
     data = config.data
     options: dict[str, Any] = {"allow_no_change": data.allow_no_change, "box_target": data.box_target}
     examples = load_examples(data.path, data.train_split, **options)
-    heldout = load_examples(data.path, data.heldout_split, **options)[: config.evaluation.max_pairs]
+    max_pairs = config.evaluation.max_pairs
+    heldout = representative_pairs(load_examples(data.path, data.heldout_split, **options), max_pairs)
     validation: list[Example] = []
     if config.evaluation.every_steps is not None:
-        validation = load_examples(data.path, data.validation_split, **options)[: config.evaluation.max_pairs]
+        validation = representative_pairs(load_examples(data.path, data.validation_split, **options), max_pairs)
     curriculum = open_curriculum(config, examples, root)
     for stage in curriculum.stages:
         stage_config(config, stage)  # says which override cannot be carried out
@@ -255,7 +257,7 @@ class Training:
         self.summary.add_seconds(evaluate=time.perf_counter() - started)
         self.summary.write("running")
         self._heed_alarms(self._step, logged)
-        progress.note(f"held-out {moment}: F1 {figures['f1']:.3f}, mean IoU {figures['mean_iou']:.3f}")
+        progress.note(f"held-out {moment}: {_in_short(figures)}")
 
     def _answer_greedily(
         self, split: str, examples: Sequence[Example], path: Path
@@ -288,7 +290,7 @@ class Training:
         self.summary.add_seconds(evaluate=time.perf_counter() - started)
         best = max(self._validation_f1, key=lambda step: (self._validation_f1[step], -step))
         progress.note(
-            f"validation after step {self._step}: F1 {figures['f1']:.3f}, mean IoU {figures['mean_iou']:.3f}; "
+            f"validation after step {self._step}: {_in_short(figures)}; "
             f"best F1 so far {self._validation_f1[best]:.3f} after step {best}"
         )
 
@@ -326,3 +328,7 @@ class Training:
         self._store.save(self._step, write, state, score=self._validation_f1.get(self._step))
         self._saved_step, self._saved_at = self._step, time.monotonic()
         self.summary.write("running")
+
+
+def _in_short(figures: dict[str, float]) -> str:
+    return f"F1 {figures['f1']:.3f}, mean IoU {figures['mean_iou']:.3f} ({figures['pairs']} pairs)"

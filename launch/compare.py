@@ -51,7 +51,10 @@ def main() -> None:
     page = comparison_markdown(title, facts, differences) + "\n![](comparison.png)\n"
     write_durably(out / "comparison.md", page)
     draw_comparison(differences, out / "comparison.png", title)
-    print(f"{comparison_lines(differences)}\n\n{sentence}\nwritten to {out}: comparison.md, .json and .png")
+    print(
+        f"{len(pairs_b)} pairs\n{comparison_lines(differences)}\n\n{sentence}\n"
+        f"written to {out}: comparison.md, .json and .png"
+    )
 
 
 def _check_alike(a: Source, b: Source) -> None:

@@ -104,7 +104,7 @@ def main() -> None:
     _write_page(out, source, found)
     seconds["write"] = time.perf_counter() - started - seconds["judge"]
     _write_figures(out, source, found, seconds)
-    print(overview_lines(found))
+    print(f"{found.num_pairs} pairs", overview_lines(found), sep="\n")
     if "vllm" in seconds:
         print(_cost(seconds, len(pairs)))
     print(f"written to {out}: evaluation.md, .json and .png; next: make compare A={source.name} B=...")
@@ -141,7 +141,7 @@ def open_source(name: str, options: argparse.Namespace) -> Source:
     else:
         config, description = load_checkpoint_config(name, options.config, overrides)
     data = config.data
-    truths = load_true_pairs(data.path, data.heldout_split, data.box_target)[: config.evaluation.max_pairs]
+    truths = load_true_pairs(data.path, data.heldout_split, data.box_target, config.evaluation.max_pairs)
     stored = judge_pairs(truths, read_answers(Path(name)), name) if is_stored else None
     return Source(name, description, config, truths, stored, decoding)
 

@@ -14,6 +14,7 @@ from dig_rl.config import Config
 from dig_rl.durable import write_durably
 from dig_rl.errors import ConfigError
 from dig_rl.evaluation.grounding import Expression, JudgedExpression, grounding_figures, judge_expression
+from dig_rl.evaluation.subset import lowest_hashes
 from dig_rl.exchange.refcoco import STANDARD_EXPRESSIONS, SplitFile, find_splits
 from dig_rl.types import Question
 from launch.arguments import add_list, add_settings, split_words
@@ -31,14 +32,18 @@ def main() -> None:
     parser.add_argument("--checkpoint", required=True, help="policy folder, run folder, or a checkpoint (CHECKPOINT=)")
     parser.add_argument("--from", required=True, type=Path, dest="root", help="local copy; see docs/benchmarks.md")
     add_list(parser, "--split", "refcoco_val ... refcocog_test (SPLIT=; default: all)", split_words)
-    parser.add_argument("--limit", type=int, help="only so many first expressions of a split (LIMIT=), to try it out")
+    parser.add_argument(
+        "--limit", type=int, help="so many expressions of a split, spread over it (LIMIT=), to try it out"
+    )
     add_settings(parser)
     parser.add_argument("--out", type=Path, help="folder to write (OUT=; default: runs/eval/<checkpoint>-refcoco)")
     options = parser.parse_args(sys.argv[1:] or ["--help"])
+    if options.limit is not None and options.limit < 1:
+        raise ConfigError(f"LIMIT= must be at least 1, found {options.limit}; leave it out for every expression")
     config, description = load_checkpoint_config(options.checkpoint, options.config, options.set)
     chosen = choose_splits(find_splits(options.root), options.split)
     out = options.out or Path("runs", "eval", Path(options.checkpoint).name + "-refcoco")
-    splits = {split.name: split.read(out / "pictures")[: options.limit] for split in chosen}
+    splits = {split.name: _spread_over(split.read(out / "pictures"), options.limit) for split in chosen}
     print(f"{options.checkpoint}: {description}", *map(_describe, splits.items()), sep="\n", flush=True)
     with Cluster(config.cluster, out / "logs", config.rollout.num_workers) as cluster:
         rollouts, policy = launch_rollouts(cluster, config)
@@ -103,6 +108,11 @@ def markdown_table(figures: dict[str, dict[str, Any]]) -> str:
             count += f" (the published split has {STANDARD_EXPRESSIONS[name]}: not comparable)"
         lines.append(f"| {name} | {100 * one['acc_50']:.1f} | {low_high} | {100 * one['read_rate']:.1f} % | {count} |")
     return "\n".join(lines) + "\n"
+
+
+def _spread_over(expressions: list[Expression], limit: int | None) -> list[Expression]:
+    """By the hash of their ids: those of one picture, and pictures of one kind, stand side by side in the file."""
+    return [expressions[index] for index in lowest_hashes([one.expression_id for one in expressions], limit)]
 
 
 def _is_standard(name: str, rows: list[JudgedExpression]) -> bool:

@@ -123,7 +123,8 @@ def _learn_from_reward(seed: int, arguments: argparse.Namespace) -> None:
     figures = [line for line in read_metrics(run) if "validation/f1" in line]
     for name in FIGURES if figures else ():
         first, last = (line[f"validation/{name}"] for line in (figures[0], figures[-1]))
-        print(f"seed {seed}: validation {name} {first:.3f} -> {last:.3f} ({last - first:+.3f})", flush=True)
+        pairs = f"{figures[-1]['validation/pairs']:.0f} pairs"
+        print(f"seed {seed}: validation {name} {first:.3f} -> {last:.3f} ({last - first:+.3f}), {pairs}", flush=True)
 
 
 def _run_folder(runs_dir: Path, seed: int) -> Path:

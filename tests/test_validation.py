@@ -131,9 +131,13 @@ def checkpoints(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
-def test_validation_is_logged_every_so_many_steps_and_at_both_ends(start: Any) -> None:
+def test_validation_is_logged_every_so_many_steps_and_at_both_ends(
+    start: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     engines = ScriptedEngines()
     run = start("run", engines)
+    told = capsys.readouterr().out
+    assert "validation after step 2: F1 0.250, mean IoU 0.250 (4 pairs); best F1 so far 0.500 after step 0" in told
     assert engines.answered == [0, 2, 4, 6, 7]
     assert validation_f1(run) == {0: 0.5, 2: 0.25, 4: 0.75, 6: 0.5, 7: 0.75}
     lines = [line for line in read_metrics(run) if "validation/f1" in line]

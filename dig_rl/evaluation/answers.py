@@ -16,6 +16,7 @@ from dig_rl.data import load_examples, read_records
 from dig_rl.durable import json_lines, write_durably
 from dig_rl.errors import DataError
 from dig_rl.evaluation.detection import JudgedAnswer, judge_answer
+from dig_rl.evaluation.subset import representative_pairs
 from dig_rl.types import BoxTarget, Example, ParseStatus
 
 _Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -78,13 +79,16 @@ class JudgedPair:
     judged: tuple[JudgedAnswer, ...]
 
 
-def load_true_pairs(data_dir: str | Path, split: str, box_target: BoxTarget) -> list[TruePair]:
-    """Read one split of a data folder, pairs without changes included.
+def load_true_pairs(
+    data_dir: str | Path, split: str, box_target: BoxTarget, max_pairs: int | None = None
+) -> list[TruePair]:
+    """Read one split of a data folder, pairs without changes included, or `max_pairs` that represent it.
 
     Raises:
         DataError: a label or an image is wrong, or the split is empty.
     """
-    examples = load_examples(data_dir, split, allow_no_change=True, box_target=box_target)
+    every = load_examples(data_dir, split, allow_no_change=True, box_target=box_target)
+    examples = representative_pairs(every, max_pairs)
     records = {record.pair_id: record for _, record in read_records(Path(data_dir), allow_no_change=True)}
     pairs = []
     for example in examples:

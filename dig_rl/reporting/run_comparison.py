@@ -17,7 +17,7 @@ from dig_rl.evaluation.bootstrap import CONFIDENCE_LEVEL
 from dig_rl.metrics import read_metrics
 from dig_rl.reporting import plots
 from dig_rl.reporting.heldout import HELDOUT_LABELS, intervals, paired_differences, read_judged_pairs
-from dig_rl.reporting.report import match_rule, write_page
+from dig_rl.reporting.report import heldout_rows, match_rule, write_page
 from dig_rl.run_folder import CONFIG_FILE, ENVIRONMENT_FILE
 from dig_rl.summary import PHASES, read_summary
 
@@ -135,6 +135,7 @@ def _facts(runs: Sequence[_Run]) -> list[tuple[str, list[str]]]:
         ("steps", [str(sum(line.get("stage") is not None for line in run.lines)) for run in runs]),
         ("policy", [run.config.get("policy", {}).get("path", "-") for run in runs]),
         ("seed", [str(run.config.get("seed", "-")) for run in runs]),
+        ("held-out pairs", [heldout_rows(run.summary)[0] if "heldout" in run.summary else "-" for run in runs]),
         ("device", [run.summary.get("device", "-") for run in runs]),
     ]
 
