@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from dig_rl.bounds import Gpus, MemoryGib, Seconds, Seed, Temperature
 from dig_rl.deepspeed_options import check_table, names_a_rate
 from dig_rl.layers import build, read_layers
 from dig_rl.types import BoxTarget
@@ -107,9 +108,9 @@ class RewardConfig(_Section):
     """Reward service actors."""
     num_processes: int = Field(1, ge=1)
     """Scoring processes of one service; plugins run there and nowhere else."""
-    time_limit_s: float = Field(10.0, gt=0)
+    time_limit_s: Seconds = 10.0
     """Wall-clock time that scoring one completion may take; then its process is stopped and replaced."""
-    memory_limit_gib: float = Field(2.0, gt=0)
+    memory_limit_gib: MemoryGib = 2.0
     """Memory that one scoring process may allocate, imports of the plugins included."""
     max_failed_frac: float = Field(0.0, ge=0, lt=1)
     """Completions of a step that plugins may break on; these are masked. One more stops the run."""
@@ -135,7 +136,7 @@ class RolloutConfig(_Section):
     """Newest steps whose rollouts are kept in the run folder, for `make replay`; 0 keeps none."""
     num_workers: int = Field(1, ge=1)
     """Rollout actors, each with its own vLLM engine."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: Temperature = 1.0
     max_completion_tokens: int = Field(4096, ge=1)
     max_model_len: int = Field(8192, ge=16)
     """Prompt with image tokens plus completion, in tokens."""
@@ -143,7 +144,7 @@ class RolloutConfig(_Section):
     """OpenMP threads of one worker on a CPU."""
     kv_cache_gib: int = Field(1, ge=1)
     """Key-value cache of one worker on a CPU, GiB."""
-    num_gpus: float = Field(0, ge=0)
+    num_gpus: Gpus = 0
     """GPUs that Ray reserves for one worker."""
     vllm: dict[str, Any] = {}
     """Options of `vllm.LLM`, passed through."""
@@ -225,7 +226,7 @@ class LearnerConfig(_Section):
     """DeepSpeed ranks, one actor each."""
     num_threads: int = Field(2, ge=1)
     """OpenMP threads of one rank on a CPU."""
-    num_gpus: float = Field(0, ge=0)
+    num_gpus: Gpus = 0
     """GPUs that Ray reserves for one rank."""
     deepspeed: dict[str, Any] = {}
     """DeepSpeed's own table. It is merged key by key over what dig-rl fills in: batch sizes, `lr`, `weight_decay`,
@@ -336,14 +337,14 @@ class ClusterConfig(_Section):
 
     address: str | None = None
     """Address of a running cluster; None starts a private one on this machine (inside a Ray job: the job's)."""
-    start_timeout_s: float = Field(600.0, gt=0)
+    start_timeout_s: Seconds = 600.0
     """How long actors may take to be placed and to load."""
 
 
 class Config(_Section):
     """A whole run."""
 
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     curriculum: str = "curricula/staged.toml"
     """Stage file."""
     policy: PolicyConfig = PolicyConfig()

@@ -21,6 +21,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
 
+from dig_rl.bounds import Seed
 from dig_rl.config import PolicyConfig
 from dig_rl.durable import write_durably
 from dig_rl.family_batches import FamilyCollator, PairPool
@@ -63,7 +64,7 @@ class FamilyWarmupConfig(BaseModel):
     evaluate_every: int = Field(250, ge=1)
     """Steps between two looks at the validation loss."""
     checkpoint_minutes: float = Field(5.0, gt=0)
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _hints_are_true(self) -> FamilyWarmupConfig:

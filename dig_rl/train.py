@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -25,60 +24,22 @@ from dig_rl.board import evaluation_summaries, first_summaries, stage_summaries
 from dig_rl.checkpoint import CheckpointStore
 from dig_rl.config import Config
 from dig_rl.controls import same_answer_frac
-from dig_rl.curriculum import Curriculum, Stage, open_curriculum, stage_config
-from dig_rl.data import load_examples
+from dig_rl.curriculum import Stage, stage_config
 from dig_rl.deepspeed_table import with_schedule_length
 from dig_rl.errors import AlarmError, DataError, PluginError
 from dig_rl.evaluate import evaluate_greedily, figures_by_count
-from dig_rl.evaluation.subset import representative_pairs
+from dig_rl.inputs import Inputs, read_inputs
 from dig_rl.looks import with_looks
 from dig_rl.metrics import read_metrics, summarise_dropped, summarise_groups
-from dig_rl.plugins import load_plugin
-from dig_rl.policy.targets import check_targets
 from dig_rl.progress import TrainProgress
 from dig_rl.recording import cut_recordings, write_recording
 from dig_rl.refill import Collected, collect_with_refills, spare_examples
 from dig_rl.run_folder import RunFolder
-from dig_rl.scoring_pool import hash_plugins
 from dig_rl.summary import Summary
 from dig_rl.tracking import Tracker
 from dig_rl.types import Example, RolloutGroup
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What is checked and read before anything heavy starts."""
-
-    examples: list[Example]
-    heldout: list[Example]
-    validation: list[Example]
-    """Empty without `evaluation.every_steps`."""
-    curriculum: Curriculum
-    plugin_hashes: dict[str, str]
-
-
-def read_inputs(config: Config, root: Path) -> Inputs:
-    """Load plugins, data and stages, so that a mistake in any of them ends the run in a second.
-
-    Raises:
-        PluginError, DataError, ConfigError: what was expected, found, where.
-    """
-    for term in config.reward.terms.values():
-        load_plugin(term.use, term.kwargs, root)
-    data = config.data
-    options: dict[str, Any] = {"allow_no_change": data.allow_no_change, "box_target": data.box_target}
-    examples = load_examples(data.path, data.train_split, **options)
-    max_pairs = config.evaluation.max_pairs
-    heldout = representative_pairs(load_examples(data.path, data.heldout_split, **options), max_pairs)
-    validation: list[Example] = []
-    if config.evaluation.every_steps is not None:
-        validation = representative_pairs(load_examples(data.path, data.validation_split, **options), max_pairs)
-    curriculum = open_curriculum(config, examples, root)
-    for stage in curriculum.stages:
-        stage_config(config, stage)  # says which override cannot be carried out
-    return Inputs(examples, heldout, validation, curriculum, hash_plugins(config.reward, root))
 
 
 def train(config: Config, run: RunFolder, root: Path, *, allow_changed_plugins: bool = False) -> dict[str, Any]:
@@ -101,7 +62,6 @@ def train(config: Config, run: RunFolder, root: Path, *, allow_changed_plugins: 
     inputs = read_inputs(config, root)
     curriculum = inputs.curriculum
     config = with_schedule_length(config, curriculum.total_steps, is_bound=curriculum.is_open)
-    check_targets(config)
     run.record_plugins(inputs.plugin_hashes, allow_changed=allow_changed_plugins)
     _log.info("starting Ray, vLLM and DeepSpeed; what they print goes to %s", run.logs)
     with Cluster(config.cluster, run.logs, num_actors(config)) as cluster:

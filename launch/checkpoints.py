@@ -15,6 +15,7 @@ from dig_rl.config import Config, load_config
 from dig_rl.durable import read_json_object
 from dig_rl.errors import CheckpointError, PolicyError
 from dig_rl.layers import build, merge_tables, read_layers, with_overrides
+from dig_rl.policy_limits import check_policy_limits
 from dig_rl.run_folder import CONFIG_FILE
 from dig_rl.summary import read_summary
 
@@ -138,6 +139,7 @@ def load_checkpoint_config(checkpoint: str, config_paths: list[str], overrides: 
     found = find_policy(checkpoint, may_download=lambda: settings_over_run(None, config_paths, overrides)[0].policy.hub)
     of_policy = [*overrides, f"policy.path={json.dumps(found.path)}"]
     config, files = settings_over_run(found.run_config, config_paths, of_policy)
+    check_policy_limits(config)
     return config, f"{found.description} ({found.path}), settings of {files}"
 
 

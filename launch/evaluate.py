@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from dig_rl.actors.cluster import Cluster
 from dig_rl.actors.fleet import launch_rollouts
+from dig_rl.bounds import MAX_TEMPERATURE, MIN_TEMPERATURE
 from dig_rl.config import Config
 from dig_rl.durable import write_durably
 from dig_rl.errors import ConfigError
@@ -46,9 +47,11 @@ class Decoding(NamedTuple):
         """
         samples = 1 if num_samples is None else num_samples
         chosen = (1.0 if samples > 1 else 0.0) if temperature is None else temperature
-        if not 1 <= samples <= MAX_GROUP_SIZE or not 0.0 <= chosen < float("inf"):
+        in_range = chosen == 0.0 or MIN_TEMPERATURE <= chosen <= MAX_TEMPERATURE
+        if not 1 <= samples <= MAX_GROUP_SIZE or not in_range:
             raise ConfigError(
-                f"expected 1 to {MAX_GROUP_SIZE} SAMPLES and a TEMPERATURE from 0, found {samples} and {chosen:g}"
+                f"expected 1 to {MAX_GROUP_SIZE} SAMPLES and a TEMPERATURE of 0 or from {MIN_TEMPERATURE:g} to "
+                f"{MAX_TEMPERATURE:g}, found {samples} and {chosen:g}"
             )
         if samples > 1 and chosen == 0.0:
             raise ConfigError(f"{samples} SAMPLES at TEMPERATURE 0 would all be the same; ask for 1, or raise it")

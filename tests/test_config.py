@@ -131,7 +131,7 @@ def test_unknown_keys_name_the_nearest_known_one(override: str, nearest: str) ->
         ("learner.lr=-1", ["learner.lr", "greater than or equal to 0", "-1"]),
         ("learner.lr=nan", ["learner.lr", "finite"]),
         ("learner.lr=inf", ["learner.lr", "finite"]),
-        ("rollout.temperature=0", ["rollout.temperature", "greater than 0"]),
+        ("rollout.temperature=0", ["rollout.temperature", "greater than or equal to 0.01"]),
         ("rollout.group_size=1", ["rollout.group_size", "greater than or equal to 2"]),
         ("rollout.group_size=2.5", ["rollout.group_size", "integer", "2.5"]),
         ("policy.dtype=float16", ["policy.dtype", "'float32' or 'bfloat16'", "'float16'"]),

@@ -66,7 +66,7 @@ def stage(**keys: Any) -> Stage:
         (STAGE + "steps = 1\nadaptive = {floor = 0}", "adaptive.floor: Input should be greater than 0"),
         (STAGE + "steps = 1\nadaptive = {flor = 0.1}", "adaptive.flor: no such key; did you mean adaptive.floor"),
         (STAGE + "steps = 1\noverrides = {temprature = 1}", "temprature: .* did you mean overrides.temperature"),
-        (STAGE + "steps = 1\noverrides = {temperature = 0}", "overrides.temperature: Input should be greater than 0"),
+        (STAGE + "steps = 1\noverrides = {temperature = 0}", "overrides.temperature: Input should be greater than or"),
         (STAGE + "steps = 1\noverrides = {group_size = 1}", "overrides.group_size: Input should be greater than or"),
         (STAGE + "steps = 1\noverrides = {kl_coef = 1}", "overrides.kl_coef: no such key"),
     ],

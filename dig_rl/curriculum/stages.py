@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from dig_rl.bounds import Temperature
 from dig_rl.config import Config
 from dig_rl.data import Kind
 from dig_rl.errors import ConfigError
@@ -61,7 +62,7 @@ class Overrides(_Table):
 
     group_size: int | None = Field(None, ge=2, le=1024, strict=True)
     """In place of `rollout.group_size`."""
-    temperature: float | None = Field(None, gt=0)
+    temperature: Temperature | None = None
     """In place of `rollout.temperature`, for sampler and learner alike."""
     max_completion_tokens: Length | None = None
     """In place of `rollout.max_completion_tokens`, and not above it."""

@@ -23,6 +23,8 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
+from dig_rl.bounds import Seed
+
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -86,7 +88,7 @@ class SmallPolicyConfig(BaseModel):
     """Base of the text model's rotary positions; a small one tells near positions better apart."""
     initializer_range: float = Field(0.02, gt=0)
     """Standard deviation of the random weights."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 def build_small_policy(config: SmallPolicyConfig, prompt_texts: list[str], folder: str | Path) -> Path:

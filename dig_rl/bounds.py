@@ -1,0 +1,28 @@
+"""Types of config fields that an engine bounds: what it would refuse after minutes is refused at once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+MAX_TEMPERATURE = 2.0
+"""vLLM samples at none above."""
+MIN_TEMPERATURE = 0.01
+"""vLLM takes this one in place of a lower one, with which the learner would still compute."""
+
+
+def _whole_from_one(number: float) -> float:
+    if number > 1 and number != int(number):
+        raise ValueError("Ray shares one GPU among actors, or gives an actor several whole ones")
+    return number
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""Also of numpy's old generators, which vLLM and the supervised trainer seed."""
+Temperature = Annotated[float, Field(ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)]
+Gpus = Annotated[float, Field(ge=0), AfterValidator(_whole_from_one)]
+Seconds = Annotated[float, Field(gt=0, le=1e6)]
+"""The system waits for about 2,000,000 s at most."""
+MemoryGib = Annotated[float, Field(gt=0, le=2**20)]
+"""The system counts bytes in 63 bits."""
