@@ -7,12 +7,16 @@ are `[N, 4]` xyxy, half-open, origin top-left.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 Assignment = tuple[tuple[int, int, float], ...]
 """(predicted index, target index, IoU) of each assigned pair."""
+
+BoxFormat = Literal["xyxy_px", "xywh_px", "xyxy_unit", "xywh_unit", "xyxy_norm1000", "xywh_norm1000"]
+"""How a file of somebody else writes boxes: two corners, or the first corner with width and height; in which frame."""
 
 _Box = Sequence[float]
 
@@ -54,6 +58,20 @@ def turn_px(boxes_px: np.ndarray, tag: int, stored_size_px: tuple[int, int]) -> 
     if tag in (3, 4, 7, 8):
         y_min, y_max = height - y_max, height - y_min
     return np.stack([x_min, y_min, x_max, y_max], axis=1)
+
+
+def xywh_to_xyxy(boxes_xywh: np.ndarray) -> np.ndarray:
+    """First corner, width and height `[N, 4]` to both corners, in the same frame."""
+    return np.concatenate([boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]], axis=1)
+
+
+def to_px(boxes: np.ndarray, box_format: BoxFormat, image_size_px: tuple[int, int]) -> np.ndarray:
+    """Boxes `[N, 4]` of a format as xyxy in pixels of an image of (width, height)."""
+    form, _, frame = box_format.partition("_")
+    corners = xywh_to_xyxy(boxes) if form == "xywh" else boxes
+    if frame == "px":
+        return corners
+    return unit_to_px(norm1000_to_unit(corners) if frame == "norm1000" else corners, image_size_px)
 
 
 def iou_matrix(boxes_a: np.ndarray, boxes_b: np.ndarray) -> np.ndarray:

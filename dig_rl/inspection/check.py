@@ -19,6 +19,7 @@ from dig_rl.inspection.balance import (
     counts_by_split,
     kinds_by_split,
 )
+from dig_rl.inspection.box_formats import better_format, shares_in_words
 from dig_rl.inspection.duplicates import DuplicateFigures, find_duplicates
 from dig_rl.inspection.findings import Finding
 from dig_rl.inspection.labels import least_visible
@@ -106,7 +107,7 @@ def check_folder(
         findings += hash_findings(folder, manifest, known, _pair_of_file(pairs))
     repeated, duplicates = find_duplicates(pairs)
     balance = check_balance([pair for pair in pairs if pair.figures is not None])
-    findings += repeated
+    findings += [*_suspected_format(pairs), *repeated]
     findings += [
         Finding("warning", f"{check.question} {check.figure}, limit {check.limit:g}", METADATA_NAME)
         for check in balance
@@ -159,6 +160,15 @@ def spread(values: Iterable[float | None]) -> dict[str, float] | None:
         return None
     parts = {"mean": known.mean(), "min": known.min(), "median": np.median(known), "max": known.max()}
     return {name: round(float(value), 6) for name, value in parts.items()}
+
+
+def _suspected_format(pairs: Sequence[PairExamination]) -> list[Finding]:
+    formats = [pair.formats for pair in pairs if pair.formats]
+    rival = better_format(formats, "xyxy_px")
+    if rival is None:
+        return []
+    shares = shares_in_words(formats, ["xyxy_px", rival])
+    return [Finding("warning", f"the boxes look like {rival}, expected xyxy_px: {shares}", METADATA_NAME)]
 
 
 def _constant_box(pairs: Sequence[PairExamination]) -> dict[str, Any] | None:

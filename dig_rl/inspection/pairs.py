@@ -17,13 +17,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dig_rl.boxes import BoxFormat
 from dig_rl.data import METADATA_NAME, PairRecord, ScannedLine
 from dig_rl.errors import DataError
 from dig_rl.image_files import image_problem, leads_out
+from dig_rl.inspection.box_formats import Agreement, agreements
 from dig_rl.inspection.findings import Finding, Severity
 from dig_rl.inspection.labels import label_problems
 from dig_rl.inspection.masks import DrawIds, IdRendererFactory, mask_problems
-from dig_rl.inspection.pixels import CHANGED_ABOVE, PixelFigures, compare_pictures, thumbnail
+from dig_rl.inspection.pixels import CHANGED_ABOVE, PixelFigures, change_levels, compare_pictures, thumbnail
 from dig_rl.inspection.scenes import SceneFacts, StoredScenes, read_scenes
 
 FEWEST_EXPLAINED = 0.5
@@ -58,6 +60,8 @@ class PairExamination:
     """None where an image or a label is broken."""
     scenes: SceneFacts | None
     """None where no scene is stored."""
+    formats: Mapping[BoxFormat, Agreement] | None
+    """What the pixels say to each way to read the boxes; None where something is broken, or nothing changed clearly."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +86,12 @@ class PairExaminer:
         if not line.problems:
             for problem in label_problems(record):
                 notes.add("error", problem)
-        figures = None
+        figures, formats = None, None
         if len(arrays) == 2 and not line.problems:
             figures = _compare(arrays, record, notes)
+            if record.differences and figures.changed > 0:
+                values = np.array([difference.box for difference in record.differences])
+                formats = agreements(change_levels(arrays[0], arrays[1]) > CHANGED_ABOVE, values)
         scenes = self._scenes(record, notes, digests)
         if scenes is not None and self.make_ids is not None and not line.problems:
             self._compare_masks(scenes, record, notes)
@@ -97,6 +104,7 @@ class PairExaminer:
             pictures=(pictures[0], pictures[1]) if len(pictures) == 2 else None,
             figures=figures,
             scenes=scenes.facts() if scenes else None,
+            formats=formats,
         )
 
     def _image(self, name: str, record: PairRecord, notes: _Notes) -> tuple[np.ndarray | None, dict[str, str]]:

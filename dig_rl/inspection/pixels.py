@@ -45,8 +45,7 @@ def compare_pictures(
     Returns:
         The figures, and for each difference the largest change of any channel within its boxes, 0-255.
     """
-    change = np.maximum(picture_a, picture_b) - np.minimum(picture_a, picture_b)
-    change_HW = change.max(axis=2)
+    change_HW = change_levels(picture_a, picture_b)
     clear = change_HW > CHANGED_ABOVE
     explained = np.zeros(change_HW.shape, dtype=bool)
     shares, largest = [], []
@@ -65,6 +64,11 @@ def compare_pictures(
         changed_in_box=tuple(shares),
     )
     return figures, tuple(largest)
+
+
+def change_levels(picture_a: np.ndarray, picture_b: np.ndarray) -> np.ndarray:
+    """`[H, W]` uint8: the largest change of any channel, 0-255, of two `[H, W, 3]` uint8 pictures."""
+    return (np.maximum(picture_a, picture_b) - np.minimum(picture_a, picture_b)).max(axis=2)
 
 
 def pixels_of(box: Box, grown_px: int = 0) -> tuple[slice, slice]:
