@@ -52,10 +52,11 @@ class DataConfig(_Section):
     path: str = "data/demo"
     """Data folder with `metadata.jsonl` and `images/`."""
     train_split: str = "train"
-    heldout_split: str = "test"
-    """Split that is answered greedily before and after training."""
-    validation_split: str = "validation"
-    """Split that is answered greedily while training goes on (`evaluation.every_steps`)."""
+    heldout_split: str | None = "test"
+    """Split that is answered greedily before and after training; without it, or with none, that is left out."""
+    validation_split: str | None = "validation"
+    """Split that is answered greedily while training goes on (`evaluation.every_steps`); without it, or with none, no
+    checkpoint is chosen as the best. Nor is one by the held-out split."""
     allow_no_change: bool = False
     """Accept pairs without any difference (off in the paper)."""
     box_target: BoxTarget = "union"

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dig_rl.durable import json_lines
-from dig_rl.errors import DataError
+from dig_rl.errors import DataError, MissingSplitError
 from dig_rl.faults import counted
 from dig_rl.image_files import image_problem
 from dig_rl.types import BoxTarget, Example
@@ -103,7 +103,7 @@ def target_box(box_a: Box | None, box_b: Box | None, box_target: BoxTarget) -> B
 
 def load_examples(
     data_dir: str | Path,
-    split: str,
+    split: str | None,
     *,
     allow_no_change: bool = False,
     box_target: BoxTarget = "union",
@@ -113,21 +113,24 @@ def load_examples(
 
     Args:
         data_dir: folder with `metadata.jsonl` and `images/`.
-        split: `train`, `validation` or `test`.
+        split: `train`, `validation` or `test`; None, which a setting may be, has no pair.
         allow_no_change: accept pairs without any difference.
         box_target: which image a box refers to; recomputed from `box_a` and `box_b` where either is known.
         check_images: open both images of each pair of the split, check their size and that they are intact.
 
     Raises:
-        DataError: a line, label or image is wrong (file, line and pair id of the first are named, and how many more
-            have the same fault), or the split is empty.
+        DataError: a line, label or image is wrong; file, line and pair id of the first are named, and how many more
+            have the same fault.
+        MissingSplitError: the split has no pair.
     """
     folder = Path(data_dir).resolve()
     records = read_records(folder, allow_no_change=allow_no_change)
     chosen = [(line, record) for line, record in records if record.split == split]
     if not chosen:
-        offered = dict(Counter(record.split for _, record in records))
-        raise DataError(f"{folder / METADATA_NAME}: no pair of split {split!r}; the file holds {offered or 'no pairs'}")
+        counts = Counter(record.split for _, record in records)
+        offered = ", ".join(f"{count} of {name!r}" for name, count in counts.items()) or "no pairs"
+        named = "none" if split is None else repr(split)
+        raise MissingSplitError(f"no pair of split {named} in {folder / METADATA_NAME}, which holds {offered}")
     if check_images:
         _fail_at_first(
             folder,

@@ -24,6 +24,10 @@ class DataError(DigRlError, ValueError):
     """A data folder, its metadata, an image or a label is wrong."""
 
 
+class MissingSplitError(DataError):
+    """A data folder has no pair of the split that is asked for."""
+
+
 class RenderError(DigRlError, RuntimeError):
     """The renderer process failed, hung or answered nonsense."""
 

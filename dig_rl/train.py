@@ -35,6 +35,7 @@ from dig_rl.progress import TrainProgress
 from dig_rl.recording import cut_recordings, write_recording
 from dig_rl.refill import Collected, collect_with_refills, spare_examples
 from dig_rl.run_folder import RunFolder
+from dig_rl.splits import may_choose
 from dig_rl.summary import Summary
 from dig_rl.tracking import Tracker
 from dig_rl.types import Example, RolloutGroup
@@ -92,7 +93,7 @@ class Training:
         self._config, self._run, self._inputs, self._fleet = config, run, inputs, fleet
         self._curriculum = inputs.curriculum
         checkpoint = config.checkpoint
-        self._store = CheckpointStore(run.checkpoints, checkpoint.keep_last, keep_best=checkpoint.keep_best)
+        self._store = CheckpointStore(run.checkpoints, checkpoint.keep_last, keep_best=may_choose(config))
         self._step = 0
         self._curriculum_state = self._curriculum.state_dict()  # as of the last finished step
         self._is_mid_step = False  # learner, log and curriculum disagree then
@@ -206,6 +207,8 @@ class Training:
             write_recording(folder, self._step + 1, groups, policy.frame, policy.prompt, config, keep_last)
 
     def _evaluate(self, moment: Literal["before", "after"], tracker: Tracker, progress: TrainProgress) -> None:
+        if not self._inputs.heldout:
+            return
         started = time.perf_counter()
         path = self._run.heldout / f"predictions_{moment}.jsonl"
         figures, logged, summaries = self._answer_greedily("heldout", self._inputs.heldout, path)
@@ -233,7 +236,7 @@ class Training:
     def _validate_if_due(self, tracker: Tracker, progress: TrainProgress) -> None:
         """Evaluate on the validation split, unless that is on record for this step, and save a new best step."""
         step, every = self._step, self._config.evaluation.every_steps
-        if every is None or (step % every and not self._curriculum.finished):
+        if every is None or not self._inputs.validation or (step % every and not self._curriculum.finished):
             return
         if step not in self._validation_f1:
             self._validate(tracker, progress)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dig_rl.config import Config, load_config
 from dig_rl.errors import DigRlError, SetupError
+from dig_rl.splits import load_splits
 from launch.arguments import add_settings
 from launch.preflight import Python, check_headers, find_compilers
 from launch.terminal import end_with_message
@@ -178,19 +179,11 @@ def check_data_and_policy(config: Config) -> Iterator[str]:
 
 def check_examples(config: Config) -> Iterator[str]:
     """Labels are valid and prompts fit."""
-    from dig_rl.data import load_examples
     from dig_rl.policy.load import check_token_budget, load_frontend
 
-    data = config.data
     try:
-        examples = [
-            example
-            for split in (data.train_split, data.heldout_split)
-            for example in load_examples(
-                data.path, split, allow_no_change=data.allow_no_change, box_target=data.box_target
-            )
-        ]
-        frontend = load_frontend(config.policy, data.box_target)
+        examples = [example for pairs in load_splits(config) for example in pairs]
+        frontend = load_frontend(config.policy, config.data.box_target)
         check_token_budget(frontend, examples, config)
     except DigRlError as error:
         yield str(error)

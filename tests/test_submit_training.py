@@ -58,7 +58,7 @@ def test_submitted_run_finishes_on_the_head_with_its_run_folder_in_place(
 def test_run_that_fails_on_the_head_fails_here_with_its_message(
     ray_head: dict[str, str], tiny_world: TinyWorld, tmp_path: Path
 ) -> None:
-    done = make_submit(ray_head, tmp_path, "wrong", tiny_world.overrides('data.heldout_split="none"'))
+    done = make_submit(ray_head, tmp_path, "wrong", tiny_world.overrides('data.train_split="none"'))
     assert done.returncode != 0
     assert "no pair of split 'none'" in done.stdout  # what the run itself said, from its log
     assert "ended as FAILED" in done.stderr

@@ -5,6 +5,7 @@ The run is interrupted at each of its calls to the engines in turn, by Ctrl-C an
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -17,9 +18,10 @@ import pytest
 from dig_rl import train as training
 from dig_rl.config import Config, load_config
 from dig_rl.curriculum import open_curriculum
-from dig_rl.errors import DataError
 from dig_rl.metrics import read_metrics
+from dig_rl.reporting.report import before_after_table, write_report
 from dig_rl.run_folder import RunFolder
+from dig_rl.summary import read_summary
 from dig_rl.types import Completion, Example, SampledGroup
 from tests.test_train_step import ROOT, Engines
 from tests.test_training import what_must_repeat
@@ -104,11 +106,11 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def read_inputs(config: Config, root: Path) -> training.Inputs:
         curriculum = open_curriculum(config, pairs("train", 8), root)
-        return training.Inputs(pairs("train", 8), [], pairs("validation", 4), curriculum, {})
+        validation = pairs("validation", 4) if config.data.validation_split else []
+        return training.Inputs(pairs("train", 8), [], validation, curriculum, {})
 
     monkeypatch.setattr(training, "read_inputs", read_inputs)
     monkeypatch.setattr(training, "Cluster", lambda *args: nullcontext())
-    monkeypatch.setattr(training.Training, "_evaluate", lambda *args: None)  # of the held-out split
 
     def started(folder: str, engines: ScriptedEngines, *overrides: str) -> Path:
         settings = [f'curriculum="{tmp_path / "stages.toml"}"', "evaluation.every_steps=2", "checkpoint.every_steps=3"]
@@ -161,6 +163,15 @@ def test_without_keep_best_or_without_validation_only_the_last_are_kept(start: A
     assert checkpoints(run) == ["step-7"] and len(validation_f1(run)) == 5
     settings = ("evaluation={every_steps=1000}", "checkpoint.keep_best=true")
     assert list(validation_f1(start("seldom", ScriptedEngines(), *settings))) == [0, 7]
+    unvalidated = ScriptedEngines()
+    run = start("unvalidated", unvalidated, "data.validation_split=none")
+    assert (checkpoints(run), unvalidated.answered) == (["step-7"], [])
+
+
+def test_no_checkpoint_is_chosen_by_the_pairs_that_the_run_is_measured_on(start: Any) -> None:
+    run = start("run", ScriptedEngines(), "data.validation_split=test")
+    assert checkpoints(run) == ["step-7"]  # step 4 would be the best
+    assert list(validation_f1(run)) == [0, 2, 4, 6, 7]
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt, Killed])
@@ -200,8 +211,13 @@ def test_a_run_that_falls_back_forgets_the_best_step_that_it_cuts(start: Any, ca
     assert json.loads((run / "checkpoints/best.json").read_text())["step"] == 4
 
 
-def test_a_missing_validation_split_is_named_before_anything_starts(tmp_path: Path) -> None:
-    (tmp_path / "metadata.jsonl").write_text("")
-    config = load_config([ROOT / "launch/configs/tiny.toml"], [f'data.path="{tmp_path}"'])
-    with pytest.raises(DataError, match="split"):
-        training.read_inputs(config, ROOT)
+def test_a_run_without_held_out_pairs_is_whole(start: Any) -> None:
+    engines = ScriptedEngines()
+    engines.learner.facts = lambda: ("none", {"device": "cpu", "architecture": "Scripted", "parameters": 1})
+    run = start("run", engines)
+    summary = read_summary(run)
+    assert summary is not None
+    assert (summary["status"], summary["heldout"]) == ("finished", {})
+    sentence = before_after_table(summary)
+    assert "the run had no held-out pairs (data.heldout_split)" in sentence
+    assert sentence in html.unescape(write_report(run).read_text())

@@ -80,7 +80,7 @@ class JudgedPair:
 
 
 def load_true_pairs(
-    data_dir: str | Path, split: str, box_target: BoxTarget, max_pairs: int | None = None
+    data_dir: str | Path, split: str | None, box_target: BoxTarget, max_pairs: int | None = None
 ) -> list[TruePair]:
     """Read one split of a data folder, pairs without changes included, or `max_pairs` that represent it.
 

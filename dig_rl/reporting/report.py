@@ -28,6 +28,8 @@ _STATUS_NOTICES = {
     "running": "The run was still going when this page was made, or its process was killed.",
 }
 
+_NO_HELDOUT = "There are no figures from before and after training: the run had no held-out pairs (data.heldout_split)."
+
 _CURVES = (
     ("KL to the reference", ("learner/kl",), "nats"),
     ("Rollout-learner mismatch KL", ("rollout/mismatch_kl",), "nats"),
@@ -90,6 +92,8 @@ def before_after_table(summary: dict[str, Any]) -> str:
     Returns:
         A few lines without a final newline; a figure that was not measured is `-`.
     """
+    if not summary["heldout"] and summary.get("status") == "finished":
+        return _NO_HELDOUT
     pairs, rows = heldout_rows(summary)
     lines = [f"{f'held-out, {pairs} pairs':<24}{'before':>8}{'after':>8}{'change':>8}"]
     for label, before, after, change in rows:
@@ -122,7 +126,8 @@ def _contents(run_dir: Path) -> dict[str, Any]:
     if summary is None:
         notices.insert(0, "There is no summary.json yet: the run has not reached its first evaluation or checkpoint.")
     elif "after" not in summary["heldout"]:
-        notices.insert(0, "The held-out pairs have not been answered after training.")
+        ended = summary["status"] == "finished"
+        notices.insert(0, _NO_HELDOUT if ended else "The held-out pairs have not been answered after training.")
     if summary is not None and summary["status"] in _STATUS_NOTICES:
         notices.insert(0, _STATUS_NOTICES[summary["status"]])
     pairs, rows = heldout_rows(summary) if summary and summary["heldout"] else ("no", [])
