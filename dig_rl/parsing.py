@@ -1,7 +1,8 @@
 """Read boxes out of what a policy wrote: every outcome is a named status, no text raises, time is linear.
 
 A policy is trained on whatever this reader pays, so it is strict and its rules are few: the answer is the text after
-the last `</think>`; its last top-level JSON array must be a list of boxes. A code fence or prose around it is ignored.
+the last `</think>`; its last top-level JSON array must be a list of boxes. A code fence or prose around it is ignored;
+a list inside an object is not top-level.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ FAMILY_FRAMES: dict[str, CoordinateFrame] = {"qwen3_vl": "norm1000", "qwen2_5_vl
 _MAX_NESTING = 8
 _NOWHERE = (0.0, 0.0, 0.0, 0.0)
 END_OF_THINKING = "</think>"
-# A bracket starts an array or an object only if what follows could: "[above]" and "{red}" are prose.
-_OPENING = re.compile(r'\[(?=[ \t\r\n]*(?:[\[\]{"\-0-9]|true|false|null|NaN|Infinity))|\{(?=[ \t\r\n]*["}])')
-_SURE_OPENINGS = frozenset([*(f"[{following}" for following in '[]{"-0123456789'), '{"', "{}"])
+# A bracket opens an array only if what follows could: "[above]" is prose.
+_OPENING = re.compile(r'\[(?=[ \t\r\n]*(?:[\[\]{"\-0-9]|true|false|null|NaN|Infinity))')
+_SURE_OPENINGS = frozenset(f"[{following}" for following in '[]{"-0123456789')
 """Beginnings that need no look further ahead; where white space or a letter follows the bracket, some do."""
-_UNSURE_FOLLOWERS = frozenset(" \t\r\ntfnNI")
+_UNSURE_OPENINGS = frozenset(f"[{following}" for following in " \t\r\ntfnNI")
+_WHITE_SPACE = " \t\r\n"
+_END_OF_KEY = re.compile(r"""[\[\]{},:"']""")
 _OUTSIDE_STRINGS = frozenset('0123456789+-.eE,:[]{}" \t\r\n' + "truefalsenullNaNInfinity")
 _NUMBERS = r"[0-9+\-.eE, \t\r\n]*+"
 # Most answers are one list of lists of numbers with no other bracket around it; nothing here backtracks.
@@ -150,36 +153,69 @@ def _last_array(answer: str) -> list[Any] | None:
 def _last_array_span(answer: str) -> tuple[int, int]:
     """Start and end of the last top-level array; (0, 0) if there is none or it breaks off, nests too deep or is cut.
 
-    One pass that counts brackets, because a decoder recurses, and does not say where a broken array ends.
+    One pass that counts brackets, because a decoder recurses, and does not say where a broken array ends. An array ends
+    where JSON does. An object, whatever its quotes and however broken, ends with its brace or the text: what stands in
+    it is not top-level.
     """
-    first = _OPENING.search(answer)
+    first = re.search(r"[\[{]", answer)
     if first is None:
         return 0, 0
-    start = end = opened_at = depth = deepest = 0
-    is_array = in_string = escaped = False
+    start = end = opened_at = depth = deepest = braces = outer_brace = 0
+    prose_brace = -1
+    is_array = escaped = may_begin = False
+    quote = ""
     for position, character in enumerate(answer[first.start() :], first.start()):
-        if in_string:
-            in_string = escaped or character != '"'
+        if quote:
+            if character == quote and not escaped:
+                quote = ""
             escaped = character == "\\" and not escaped
         elif depth == 0:
-            if character in "[{":
+            if character == "[":
                 pair = answer[position : position + 2]
-                if pair in _SURE_OPENINGS or (pair[1:] in _UNSURE_FOLLOWERS and _OPENING.match(answer, position)):
-                    opened_at, is_array = position, character == "["
-                    depth = deepest = 1
+                if pair in _SURE_OPENINGS or (pair in _UNSURE_OPENINGS and _OPENING.match(answer, position)):
+                    depth, deepest, braces, opened_at, is_array = 1, 1, 0, position, True
+                prose_brace = -1
+            elif character == "{":
+                prose_brace = position
+            elif prose_brace >= 0 and character in "]},:\"'":
+                if _begins_object(answer[prose_brace + 1 : position], character):
+                    depth, is_array, may_begin, quote = 1, False, True, "" if character == ":" else character
+                prose_brace = -1
+        elif not is_array:  # in an object: its braces count, and strings begin where a key or a value may stand
+            if character in "{}":
+                depth += 1 if character == "{" else -1
+                may_begin = character == "{"
+            elif character in "\"'" and may_begin:
+                quote = character
+            elif character not in _WHITE_SPACE:
+                may_begin = character in "[,:"
         elif character in "[{":
             depth += 1
             if depth > deepest:
                 deepest = depth
+            if character == "{":
+                outer_brace = outer_brace if braces else position
+                braces += 1
         elif character in "]}":
             depth -= 1
-            if depth == 0 and is_array:
+            braces -= character == "}" and braces > 0
+            if depth == 0:
                 start, end = (opened_at, position + 1) if deepest <= _MAX_NESTING else (0, 0)
         elif character == '"':
-            in_string = True
+            quote = character
         elif character not in _OUTSIDE_STRINGS:
-            depth = 0
-            if is_array:
-                start = end = 0
+            start = end = depth = 0
+            key_end = _END_OF_KEY.search(answer, outer_brace + 1) if braces else None
+            if key_end and _begins_object(answer[outer_brace + 1 : key_end.start()], key_end[0]):
+                depth, is_array, may_begin, quote = braces, False, False, "'" if character == "'" else ""
     cut_off = depth > 0 and is_array
     return (0, 0) if cut_off else (start, end)
+
+
+def _begins_object(after_brace: str, character: str) -> bool:
+    r"""Whether a brace opens an object: a colon ends its bare key, or a quotation mark of either kind begins its key.
+
+    "{red, blue}" is prose, and so are braces right around a list, as in "\\boxed{[[...]]}".
+    """
+    key = after_brace.strip(_WHITE_SPACE)
+    return bool(key) if character == ":" else character in "\"'" and not key

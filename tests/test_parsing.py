@@ -114,6 +114,83 @@ def test_anything_but_a_list_of_boxes_is_malformed(text: str) -> None:
     assert parse(text) == ParsedAnswer("malformed", None)
 
 
+LIST = "[[100, 200, 300, 400]]"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "status"),
+    [
+        # A list inside an object, whatever the quotes of its key.
+        ('{"boxes": ', "}", "malformed"),
+        ("{'boxes': ", "}", "malformed"),
+        ("{boxes: ", "}", "malformed"),
+        ("{ boxes : ", " }", "malformed"),
+        ("{\n  bounding boxes:\n  ", "\n}", "malformed"),
+        ("{“boxes”: ", "}", "malformed"),
+        ("{1: ", "}", "malformed"),
+        ("Answer: {boxes: ", "} and that is all.", "malformed"),
+        ("```json\n{'boxes': ", "}\n```", "malformed"),
+        ('{"answer": {"boxes": ', "}}", "malformed"),
+        ("{answer: {boxes: ", "}}", "malformed"),
+        ('[{"boxes": ', "}]", "malformed"),
+        ("[{'boxes': ", "}]", "malformed"),
+        ("[{boxes: ", "}]", "malformed"),
+        # ... however broken the object is.
+        ('{"boxes": ', "", "malformed"),
+        ("{'boxes': ", "", "malformed"),
+        ("{boxes: ", "", "malformed"),
+        ("{label: cube, boxes: ", "}", "malformed"),
+        ("{'label': 'a } brace', 'boxes': ", "}", "malformed"),
+        ('{"label": "a } brace", "boxes": ', "}", "malformed"),
+        ("{'label': 'an \\' and a }', 'boxes': ", "}", "malformed"),
+        ("{label: it's a cube, boxes: ", "}", "malformed"),
+        ("""{"label": 'cube', "boxes": """, "}", "malformed"),
+        ("""[{"label": 'cube', "boxes": """, "}]", "malformed"),
+        ('{"boxes": see ', "}", "malformed"),
+        ("{boxes: see ", "}", "malformed"),
+        ('{"', '"}', "malformed"),
+        # Braces that hold no key, or are closed before the list.
+        ("the set {red, blue}: ", "", "ok"),
+        ("the set {'red', \"blue\"}: ", "", "ok"),
+        ("the set {red: 1, blue: 2}: ", "", "ok"),
+        ("{note: it's the cube} ", "", "ok"),
+        ("{'it': 'the cube'} ", "", "ok"),
+        ("{}: ", "", "ok"),
+        ("a frown :{ and ", "", "ok"),
+        ("[1, {red, blue}: ", "", "ok"),
+        ("\\boxed{", "}", "ok"),
+        ("\\boxed{\\text{boxes: } ", "}", "ok"),
+        ("{", "}", "ok"),
+        ("boxes: ", "", "ok"),
+        ('"boxes": ', "", "ok"),
+        # An object beside the list does not disturb it.
+        ("", " {boxes: [[5, 6, 7, 8]]}", "ok"),
+        ("", ' {"boxes": [[5, 6, 7, 8]]}', "ok"),
+        ("", " {'boxes': [[5, 6, 7", "ok"),
+        ("{boxes: [[5, 6, 7, 8]]} ", "", "ok"),
+        ('[{"bbox_2d": [1, 2, 3, 4]}] note: ', "", "ok"),
+    ],
+)
+def test_a_list_inside_an_object_is_not_top_level(before: str, after: str, status: str) -> None:
+    for text in (f"{before}{LIST}{after}", f"[[5, 6, 7, 8]] x</think>{before}{LIST}{after}"):
+        assert parse(text).status == status
+    if status == "ok":
+        assert boxes_norm1000(text) == [[100, 200, 300, 400]]
+
+
+@pytest.mark.parametrize("text", ['{"bbox_2d": %s}', "{'bbox_2d': %s}", "{bbox_2d: %s}", "bbox_2d: %s"])
+def test_one_box_without_a_list_is_malformed_in_any_dress(text: str) -> None:
+    assert parse(text % "[100, 200, 300, 400]").status == "malformed"
+
+
+def test_the_line_ends_of_other_readers_are_white_space_in_prose_only() -> None:
+    for separator in ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\r"]:
+        text = f"a{separator}line{separator} [[100, 200, 300, 400]]{separator}"
+        assert boxes_norm1000(text) == [[100, 200, 300, 400]]
+    assert parse("[[100,\r200,\r\n300,\n400]]").status == "ok"
+    assert parse("[[100,\u2028200, 300, 400]]").status == "malformed"  # as JSON has it
+
+
 def test_malformed_box_may_count_as_a_wrong_box_among_valid_ones() -> None:
     config = RewardConfig(max_boxes=3, count_malformed_boxes=True)
 
@@ -244,7 +321,30 @@ def test_fuzzed_text_never_raises_and_boxes_stay_inside() -> None:
 
 
 @pytest.mark.parametrize(
-    "piece", ["[", "[]", "[1,", "[[]],", '["', '[\\"', "[x", "{", '{"', "[ ", "[-", "]", "[t", "[}", "[[1,2,3,4]]"]
+    "piece",
+    [
+        "[",
+        "[]",
+        "[1,",
+        "[[]],",
+        '["',
+        '[\\"',
+        "[x",
+        "{",
+        '{"',
+        "[ ",
+        "[-",
+        "]",
+        "[t",
+        "[}",
+        "[[1,2,3,4]]",
+        "{a:",
+        "{a",
+        "{ ",
+        "{'",
+        "[{a:",
+        "{a:}",
+    ],
 )
 def test_reading_takes_linear_time(piece: str) -> None:
     def executed_lines(text: str) -> int:

@@ -31,6 +31,8 @@ PIECES = [
     "true",
     "</think>",
     "```json\n",
+    "{'boxes': ",
+    "{boxes: ",
     "１",
     "\ud800",
     "\x00",
@@ -123,7 +125,8 @@ def test_generated_completions_are_scored_in_range_and_in_time(number: int) -> N
 
 
 @pytest.mark.parametrize(
-    "piece", ["[", "[]", "[[", "[[],", '"', '["', '[\\"', "{", '{"', "[ ", "]", "[1,", "[[1,2,3,4]]"]
+    "piece",
+    ["[", "[]", "[[", "[[],", '"', '["', '[\\"', "{", '{"', "[ ", "]", "[1,", "[[1,2,3,4]]", "{a", "{a:}", "[{a:"],
 )
 @pytest.mark.parametrize("around", ["{}", "[{}]", "[[1, 2, 3, 4]] {}"])
 def test_the_longest_answer_of_one_piece_is_read_in_time(piece: str, around: str) -> None:
