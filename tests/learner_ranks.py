@@ -23,6 +23,8 @@ class Job:
 
     config: Config
     batches: list[list[TrainingGroup]]
+    stages: list[Config] = field(default_factory=list)
+    """Settings that each batch is learned under, where they are not the run's."""
 
 
 @dataclass
@@ -73,7 +75,9 @@ def _run(job: Job, rank: int, world_size: int, port: int) -> Outcome:
         return {name: weight for bucket in learner.weight_buckets() for name, weight in bucket.items()}
 
     outcome.weights.append(weights())
-    for batch in job.batches:
+    for index, batch in enumerate(job.batches):
+        if job.stages:
+            learner.configure(job.stages[index])
         shares = make_minibatches(batch, num_minibatches=job.config.learner.num_minibatches, num_ranks=world_size)
         outcome.statistics.append(learner.step(shares[rank]))
         outcome.weights.append(weights())

@@ -52,7 +52,9 @@ LORA = ("learner.lora={rank=4, alpha=8}", "learner.kl_coef=0.1")
 
 def config_of(policy: Path, *more: str, zero: int = 1, optimizer: str = ADAM) -> Config:
     table = f"zero_optimization={{stage={zero}}}, optimizer={optimizer}, zero_allow_untested_optimizer=true"
-    settings = [f'policy.path="{policy}"', "learner.num_threads=1", f"learner.deepspeed={{{table}}}", *more]
+    settings = [f'policy.path="{policy}"', "learner.num_threads=1", *more]
+    if not any(one.startswith("learner.deepspeed=") for one in more):
+        settings.append(f"learner.deepspeed={{{table}}}")
     if optimizer == SGD:
         settings.append("learner.max_grad_norm=1e9")
     return load_config([], settings)
@@ -92,6 +94,18 @@ def alone(
     jobs["two updates"] = job(*TWO_UPDATES, *BOTH_CLIPS)
     jobs["two updates on policy"] = job(*TWO_UPDATES, *BOTH_CLIPS, optimizer=STILL)
     jobs["adapters"] = job(*LORA, batches=[groups, groups])
+    jobs["two budgets"] = replace(job("learner.loss=dr_grpo", optimizer=STILL), batches=[groups[:2]] * 2)
+    of_run = jobs["two budgets"].config
+    jobs["two budgets"].stages[:] = [
+        of_run.model_copy(update={"rollout": of_run.rollout.model_copy(update={"max_completion_tokens": budget})})
+        for budget in (40, 20)
+    ]
+    partly = "{zero_optimization={overlap_comm=false}, optimizer={type='AdamW', params={betas=[0.9, 0.95]}}"
+    ours = (f"learner.lr={LR}", "learner.weight_decay=0.5")
+    jobs["partly named"] = Job(config_of(random_policy, *ours, f"learner.deepspeed={partly}}}"), [groups[:1]])
+    schedule = "{type='WarmupDecayLR', params={total_num_steps=4, warmup_num_steps=2, warmup_type='linear'}}"
+    table = f"learner.deepspeed={partly}, scheduler={schedule}}}"
+    jobs["schedule"] = Job(config_of(random_policy, *ours, table), [groups[:1]] * 4)
     return run_jobs(jobs, 1, tmp_path_factory.mktemp("alone") / "jobs")
 
 
@@ -243,3 +257,28 @@ def test_two_ranks_train_the_same_adapters(alone: dict[str, Outcome], together: 
     expected, found = alone["adapters"], together["adapters"]
     for name, weight in expected.weights[-1].items():
         torch.testing.assert_close(found.weights[-1][name], weight, atol=1e-6, rtol=0)
+
+
+def test_the_token_budget_of_a_stage_reaches_the_loss(alone: dict[str, Outcome]) -> None:
+    # dr_grpo divides by the budget; at a rate of 0 nothing else differs between the two batches.
+    long, short = alone["two budgets"].statistics
+    for name in ("learner/loss", "learner/grad_norm"):
+        assert short[name] == pytest.approx(2 * long[name], rel=1e-4) and long[name] != 0, name
+
+
+def test_what_a_deepspeed_table_leaves_out_is_the_learners(alone: dict[str, Outcome]) -> None:
+    outcome = alone["partly named"]
+    (statistics,) = outcome.statistics
+    assert statistics["learner/lr"] == LR and np.isfinite(statistics["learner/grad_norm"])  # which ZeRO 1 reports
+    # The first step of AdamW is the rate times the gradient's sign, and the decay times the weight, which is 1 here.
+    before, after = outcome.weights
+    norms = [name for name in before if part_of(name) == "text" and name.endswith("layernorm.weight")]
+    steps = torch.cat([(before[name] - after[name]) / LR for name in norms])
+    assert norms and bool(torch.cat([before[name] for name in norms]).eq(1).all())
+    with_decay = torch.minimum((steps - 1.5).abs(), (steps + 0.5).abs())
+    assert float(with_decay.median()) < 1e-2, "weight_decay of 0.5 is lost"
+
+
+def test_a_schedule_without_a_peak_rises_to_the_learners_rate(alone: dict[str, Outcome]) -> None:
+    rates = [statistics["learner/lr"] for statistics in alone["schedule"].statistics]
+    assert max(rates) == pytest.approx(LR) and rates[-1] < LR, rates

@@ -168,9 +168,8 @@ class Fleet:
 
     def configure(self, config: Config) -> None:
         """Bring the settings that a stage may change to every actor that uses them."""
-        lr = config.learner.lr if config.learner.lr_is_ours else None
         calls = [worker.call("configure", config.rollout) for worker in self.workers]
-        calls += [rank.call("configure", temperature=config.rollout.temperature, lr=lr) for rank in self.ranks]
+        calls += [rank.call("configure", config) for rank in self.ranks]
         self.cluster.gather(calls)
 
     def memory_gib(self) -> dict[str, float]:

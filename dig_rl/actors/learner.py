@@ -151,14 +151,15 @@ class Learner:
             "timing/learn_s": time.perf_counter() - started,
         }
 
-    def configure(self, *, temperature: float, lr: float | None) -> None:
-        """Go on at another sampling temperature and learning rate; None leaves the rate to DeepSpeed's own tables."""
+    def configure(self, config: Config) -> None:
+        """Go on under the settings of a stage; a rate that DeepSpeed's own tables decide on stays as it is."""
+        self._config = config
         for scorer in (self._module, self._reference):
             if scorer is not None:
-                scorer.temperature = temperature
-        if lr is not None:
+                scorer.temperature = config.rollout.temperature
+        if config.learner.lr_is_ours:
             for group in self._engine.optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = config.learner.lr
 
     @torch.no_grad()
     def logprobs(self, group: TrainingGroup) -> list[list[float]]:
