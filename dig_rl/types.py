@@ -100,6 +100,19 @@ class SampledGroup:
 
 
 @dataclass(frozen=True)
+class PolicyInput:
+    """What the pictures of one pair are when they reach the policy, short enough to compare between processes."""
+
+    sha256: str
+    """Of all pixel values and of the grid, in the type that the policy computes in."""
+    shape: tuple[int, ...]
+    """Of the pixel values: patches of both pictures, values of a patch."""
+    grid: tuple[tuple[int, ...], ...]
+    """Patches of each picture: frames, rows, columns."""
+    dtype: str
+
+
+@dataclass(frozen=True)
 class Question:
     """A free question about one picture, as benchmarks ask it."""
 

@@ -13,12 +13,15 @@ import ray
 from PIL import Image
 
 from dig_rl.actors.cluster import Cluster
-from dig_rl.actors.fleet import Fleet, launch_fleet, num_actors
+from dig_rl.actors.fleet import Fleet, LearnerRanks, launch_fleet, num_actors
 from dig_rl.algo.batch import TrainingGroup
 from dig_rl.config import Config
 from dig_rl.data import load_examples
+from dig_rl.errors import PolicyError
+from dig_rl.first_step import FirstStep
+from dig_rl.looks import with_look
 from dig_rl.rollout import group_seeds
-from dig_rl.types import Example, Question, SampledGroup
+from dig_rl.types import Example, Look, Question, SampledGroup
 from tests.tiny import ROOT, TinyWorld
 
 pytestmark = pytest.mark.slow
@@ -122,6 +125,54 @@ def test_images_matter_and_both_sides_agree_on_how(fleet: Fleet, examples: list[
         assert largest_difference(fleet, groups) < TOLERANCE
         assert largest_difference(fleet, groups, [after]) > 1e-2
         assert largest_difference(fleet, sample(fleet, [after])) < TOLERANCE
+
+
+def _first_step(fleet: Fleet, examples: Sequence[Example]) -> list[SampledGroup]:
+    with FirstStep(fleet).same_pictures():
+        return sample(fleet, examples, step=50)
+
+
+def _set_largest_area(learner: Any, area_px: int) -> int:
+    """Another resize rule for the learner alone; gives the one before."""
+    processor = learner._frontend.processor.image_processor
+    before = processor.size
+    processor.size = {"shortest_edge": before["shortest_edge"], "longest_edge": area_px}
+    return int(before["longest_edge"])
+
+
+def test_the_first_step_compares_what_reaches_the_policy(
+    fleet: Fleet, examples: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every look, and from vLLM's caches as well; what is sampled and what the caches hold stay the same."""
+    looks = [Look(), Look(swap=True, mirror=True), Look(channels=(2, 0, 1))]
+    shown = [with_look(example, look) for example, look in zip(examples, looks, strict=True)]
+    fleet.rollouts.reset_caches()
+    plain = sample(fleet, shown, step=50)
+    fleet.rollouts.reset_caches()
+    watched, from_caches = _first_step(fleet, shown), _first_step(fleet, shown)
+    assert watched == plain
+    assert all(group.num_cached_tokens for group in from_caches)
+    assert sample(fleet, shown, step=50) == from_caches
+
+    turned = replace(examples[0], image_b_path=str(tmp_path / "turned.png"))
+    picture = Image.open(examples[0].image_b_path)
+    picture.save(turned.image_b_path)
+
+    def turn(_: Any, examples: Sequence[Example], dtypes: Sequence[str]) -> Any:
+        picture.transpose(Image.Transpose.ROTATE_180).save(turned.image_b_path)
+        return original(fleet.learner, examples, dtypes)
+
+    original = LearnerRanks.policy_inputs
+    with monkeypatch.context() as patch:
+        patch.setattr(LearnerRanks, "policy_inputs", turn)
+        with pytest.raises(PolicyError, match=f"pair {turned.pair_id}: .*different pictures.*1 of the 2 pairs"):
+            _first_step(fleet, [examples[1], turned])
+    before = fleet.cluster.gather([fleet.ranks[0].run(_set_largest_area, 32 * 32)])[0]
+    try:
+        with pytest.raises(PolicyError, match=r"different pictures.*3 of the 3 pairs"):
+            _first_step(fleet, shown)
+    finally:
+        fleet.cluster.gather([fleet.ranks[0].run(_set_largest_area, before)])
 
 
 def _reload_without_reset(worker: Any, references: list[Any]) -> None:

@@ -18,7 +18,7 @@ from dig_rl.masking import mask_failures, max_failed
 from dig_rl.parsing import CoordinateFrame
 from dig_rl.rollout import group_seeds
 from dig_rl.scoring_pool import hash_plugins
-from dig_rl.types import Example, Question, Reply, RolloutGroup, SampledGroup
+from dig_rl.types import Example, PolicyInput, Question, Reply, RolloutGroup, SampledGroup
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,15 @@ class Rollouts:
         """Let every worker forget prompts and images that it has computed."""
         self._cluster.gather([worker.call("reset_caches") for worker in self._workers])
 
+    def watch_inputs(self) -> None:
+        """Let every worker note what the pictures of each pair are when they reach the policy."""
+        self._cluster.gather([worker.call("watch_inputs") for worker in self._workers])
+
+    def policy_inputs(self) -> dict[Example, PolicyInput]:
+        """What the workers noted since `watch_inputs`."""
+        noted = self._cluster.gather([worker.call("policy_inputs") for worker in self._workers])
+        return {example: found for of_worker in noted for example, found in of_worker.items()}
+
     def check_token_budget(self, examples: Sequence[Example]) -> None:
         """Make sure that every prompt and the longest answer fit the context.
 
@@ -100,16 +109,7 @@ class Rollouts:
         return max(self._cluster.gather([worker.call("engine_seconds") for worker in self._workers]))
 
     def _deal(self, actors: Sequence[Actor], method: str, *columns: Sequence[Any], **same: Any) -> list[Any]:
-        """Deal rows round to the actors, call each once with its columns, and return the results in the rows' order."""
-        num, stride = len(columns[0]), len(actors)
-        pending = [
-            actor.call(method, *(column[index::stride] for column in columns), **same)
-            for index, actor in enumerate(actors[:num])
-        ]
-        merged: list[Any] = [None] * num
-        for index, result in enumerate(self._cluster.gather(pending)):
-            merged[index::stride] = result
-        return merged
+        return _deal(self._cluster, actors, method, *columns, **same)
 
 
 class LearnerRanks:
@@ -138,6 +138,10 @@ class LearnerRanks:
     def export(self, folder: Path) -> None:
         """Write the policy as a Hugging Face folder."""
         self._everywhere("export", str(folder))
+
+    def policy_inputs(self, examples: Sequence[Example], dtypes: Sequence[str]) -> list[PolicyInput]:
+        """What the learner makes of each pair's pictures, in order, in the types given."""
+        return _deal(self._cluster, self._ranks, "policy_inputs", list(examples), list(dtypes))
 
     def facts(self) -> tuple[str, dict[str, Any]]:
         """Engine name, and architecture and size of the policy."""
@@ -179,6 +183,19 @@ class Fleet:
             name = f"memory/{actor.name.rpartition('-')[0]}_gib"
             largest[name] = max(gib, largest.get(name, 0.0))
         return largest
+
+
+def _deal(cluster: Cluster, actors: Sequence[Actor], method: str, *columns: Sequence[Any], **same: Any) -> list[Any]:
+    """Deal rows round to the actors, call each once with its columns, and return the results in the rows' order."""
+    num, stride = len(columns[0]), len(actors)
+    pending = [
+        actor.call(method, *(column[index::stride] for column in columns), **same)
+        for index, actor in enumerate(actors[:num])
+    ]
+    merged: list[Any] = [None] * num
+    for index, result in enumerate(cluster.gather(pending)):
+        merged[index::stride] = result
+    return merged
 
 
 def _without_logprobs(group: SampledGroup) -> SampledGroup:

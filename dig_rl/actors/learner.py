@@ -31,10 +31,12 @@ from dig_rl.config import Config
 from dig_rl.deepspeed_table import learner_table
 from dig_rl.errors import CheckpointError
 from dig_rl.extension_lock import remove_stale_locks
+from dig_rl.policy.checksums import policy_input
 from dig_rl.policy.load import load_frontend, load_model
 from dig_rl.policy.save import save_policy
 from dig_rl.policy.scorer import PolicyScorer
 from dig_rl.policy.trainable import merged_parameters, merged_value, prepare_for_training, without_adapters
+from dig_rl.types import Example, PolicyInput
 
 WEIGHT_BUCKET_BYTES = 256 << 20
 """Weights travel to the rollout workers in parts of about this size."""
@@ -117,6 +119,14 @@ class Learner:
         count = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
         return {"device": device, "parameters": count, "architecture": type(model).__name__}
+
+    def policy_inputs(self, examples: Sequence[Example], dtypes: Sequence[str]) -> list[PolicyInput]:
+        """What each pair's pictures are when they reach the policy, in the types given."""
+        pairs = zip(map(self._frontend.encode, examples), dtypes, strict=True)
+        return [
+            policy_input(pair["pixel_values"].to(getattr(torch, dtype)), pair["image_grid_thw"])
+            for pair, dtype in pairs
+        ]
 
     def step(self, minibatches: Sequence[MiniBatch]) -> dict[str, float]:
         """Learn from one rollout batch: an optimiser step for each mini-batch, in each epoch.

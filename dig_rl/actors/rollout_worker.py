@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,11 +12,12 @@ import vllm
 from vllm import SamplingParams
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
+from dig_rl.actors.engine_inputs import inputs_of_requests, watched_requests
 from dig_rl.config import Config, RolloutConfig
 from dig_rl.errors import PolicyError
 from dig_rl.parsing import CoordinateFrame
 from dig_rl.policy.load import BAN_BIAS, check_token_budget, load_frontend, load_image, load_images
-from dig_rl.types import Completion, Example, FinishReason, Question, Reply, SampledGroup
+from dig_rl.types import Completion, Example, FinishReason, PolicyInput, Question, Reply, SampledGroup
 from dig_rl.vllm_options import engine_options
 
 
@@ -33,6 +35,7 @@ class RolloutWorker:
         self._frontend = load_frontend(config.policy, config.data.box_target)
         self._policy_version = 0
         self._engine_s = 0.0
+        self._inputs: dict[Example, PolicyInput] | None = None  # noted while they are watched
         self._engine = vllm.LLM(**engine_options(config, self._frontend.resize_area_px))
 
     def facts(self) -> tuple[str, CoordinateFrame, str]:
@@ -103,6 +106,15 @@ class RolloutWorker:
         """Seconds inside vLLM so far: its own preprocessing and sampling, not opening images or handing answers on."""
         return self._engine_s
 
+    def watch_inputs(self) -> None:
+        """Note what the pictures of each pair are when they reach the policy, until `policy_inputs` is called."""
+        self._inputs = {}
+
+    def policy_inputs(self) -> dict[Example, PolicyInput]:
+        """What was noted since `watch_inputs`."""
+        inputs, self._inputs = self._inputs or {}, None
+        return inputs
+
     def check_token_budget(self, examples: Sequence[Example]) -> None:
         """Make sure that every prompt and the longest answer fit the context.
 
@@ -151,7 +163,8 @@ class RolloutWorker:
             {"prompt": self._frontend.prompt, "multi_modal_data": {"image": list(load_images(example))}}
             for example in examples
         ]
-        outputs = self._run_engine(prompts, params)
+        with self._noting_inputs(examples, params):
+            outputs = self._run_engine(prompts, params)
         return [
             SampledGroup(
                 example=example,
@@ -163,6 +176,15 @@ class RolloutWorker:
             )
             for example, param, output in zip(examples, params, outputs, strict=True)
         ]
+
+    @contextlib.contextmanager
+    def _noting_inputs(self, examples: Sequence[Example], params: Sequence[SamplingParams]) -> Iterator[None]:
+        if self._inputs is None:
+            yield
+            return
+        with watched_requests(self._engine) as requests:
+            yield
+        self._inputs |= dict(zip(examples, inputs_of_requests(requests, [param.n for param in params]), strict=True))
 
 
 def _repack_tied_heads(worker: Any) -> None:
