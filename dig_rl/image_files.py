@@ -6,11 +6,12 @@ followed. An import turns pictures upright once and stores them without the tag.
 
 from __future__ import annotations
 
+import io
 import struct
 import warnings
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -21,12 +22,18 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 """What is opened, whatever a file is named. A JPEG of several pictures (MPO) is its first, as viewers show it."""
 MAX_PIXELS = 64_000_000
 """More than any picture here needs, and few enough to decode: a small file can claim to hold far more."""
+MAX_ASPECT_RATIO = 200
+"""Longer side over shorter: beyond, the resize rule of the Qwen-VL families refuses a picture."""
 UPRIGHT = 1
 """The orientation that asks for no turn."""
 GRAY = (128, 128, 128)
 """Of a picture with nothing to see."""
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error)
 """What Pillow raises over bytes that are no picture, or a damaged one."""
+_TURNED = (
+    ", which is what its turning tag makes of it: size and boxes are those of the stored pixels; give them so, or turn "
+    "the pixels and drop the tag"
+)
 _PLAIN_MODES = {"RGB", "L"}
 _CONVERTED_MODES = {"1", "P", "LA", "PA", "RGBA", "CMYK"}
 _DEEP_RAW_MODE = ";16B"
@@ -40,7 +47,7 @@ def kind_problem(image: Image.Image, *, converts: bool) -> str | None:
         image: opened, not decoded yet.
         converts: as an import takes it, which writes RGB; otherwise as a data folder must have it.
     """
-    if problem := frames_problem(image):
+    if problem := frames_problem(image) or _shape_problem(image.size):
         return problem
     if image.mode.startswith(("I", "F")) or any(str(part[3]).endswith(_DEEP_RAW_MODE) for part in _parts(image)):
         return "has 16 bits a channel or more; expected 8: scale its values to 0-255 and save it again"
@@ -61,6 +68,14 @@ def frames_problem(image: Image.Image) -> str | None:
     return f"holds {frames} pictures (an animation); expected one: save the one that is meant as PNG"
 
 
+def _shape_problem(size_px: tuple[int, int]) -> str | None:
+    ratio = max(size_px) / min(size_px)
+    if ratio <= MAX_ASPECT_RATIO:
+        return None
+    found = f"{size_px[0]}x{size_px[1]}, one side {ratio:g} times the other"
+    return f"is {found}; expected at most {MAX_ASPECT_RATIO} times, as policies take it: crop it, or leave it out"
+
+
 def transparency_problem(image: Image.Image) -> str | None:
     """Why a picture that shows its ground somewhere is refused; None for an opaque one, with alpha or without."""
     if not image.has_transparency_data or image.convert("RGBA").getchannel("A").getextrema()[0] == 255:
@@ -75,12 +90,17 @@ def rgb_of(image: Image.Image) -> Image.Image:
 
 def turning_tag(image: Image.Image) -> int:
     """The orientation, 1 to 8, that a picture's EXIF (or else XMP) tag asks for; 1 without one that means anything."""
+    return _readable_tag(image) or UPRIGHT
+
+
+def _readable_tag(image: Image.Image) -> int | None:
+    """None where a tag is damaged so that readers fail over it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tag = image.getexif().get(ExifTags.Base.Orientation)
     except DAMAGE:  # Pillow reads whatever bytes stand there
-        return UPRIGHT
+        return None
     return tag if type(tag) is int and 1 <= tag <= 8 else UPRIGHT
 
 
@@ -108,10 +128,42 @@ def read_stored(path: str | Path) -> Image.Image:
         DataError: of a kind that RGB does not hold.
         OSError, ValueError, Image.DecompressionBombError: it cannot be read.
     """
+    return read_with_tag(path)[0]
+
+
+def read_with_tag(path: str | Path) -> tuple[Image.Image, int]:
+    """A picture as `read_stored` gives it, and the turn that other readers would give it, 1 for none."""
     with Image.open(path, formats=FORMATS) as image:
-        if problem := kind_problem(image, converts=True) or transparency_problem(image):
-            raise DataError(f"picture {path} {problem}")
-        return rgb_of(image)
+        _refuse(image)
+        return rgb_of(image), turning_tag(image)
+
+
+def stored_size(source: str | Path | BinaryIO) -> tuple[int, int]:
+    """(width, height) of a picture as `read_stored` gives it, from its header; raises as that does."""
+    with Image.open(source, formats=FORMATS) as image:
+        _refuse(image)
+        return image.size
+
+
+def has_tag(path: str | Path) -> bool:
+    """Whether readers that follow a turning tag would turn this picture, or fail over a damaged one."""
+    with Image.open(path, formats=FORMATS) as image:
+        return _readable_tag(image) != UPRIGHT
+
+
+def untagged_png(path: str | Path) -> bytes:
+    """A picture with a tag as other tools may be given it: a PNG of its stored pixels."""
+    buffer = io.BytesIO()
+    read_stored(path).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _refuse(image: Image.Image) -> None:
+    problem = None
+    if image.width * image.height > MAX_PIXELS:
+        problem = f"claims {image.width}x{image.height}, more than {MAX_PIXELS:,} pixels are not decoded"
+    if problem := problem or kind_problem(image, converts=True) or transparency_problem(image):
+        raise DataError(f"the picture {problem}")
 
 
 def image_problem(folder: Path, name: str, size_px: tuple[int, int]) -> str | None:
@@ -174,7 +226,8 @@ def _content_problem(path: Path, size_px: tuple[int, int]) -> str | None:
         if image.width * image.height > MAX_PIXELS:
             return f"claims {image.width}x{image.height}, more than {MAX_PIXELS} pixels are not decoded"
         if image.size != size_px:
-            return f"is {image.width}x{image.height}, the line says {size_px[0]}x{size_px[1]}"
+            turned = upright_size(image.size, turning_tag(image)) == size_px
+            return f"is {image.width}x{image.height}, the line says {size_px[0]}x{size_px[1]}{_TURNED * turned}"
         if problem := kind_problem(image, converts=False):
             return problem
         image.verify() if image.format == "PNG" else image.load()

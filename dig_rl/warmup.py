@@ -26,6 +26,7 @@ from dig_rl.config import Config, PolicyConfig
 from dig_rl.deepspeed_table import learner_table, trainer_table
 from dig_rl.errors import PolicyError
 from dig_rl.extension_lock import remove_stale_locks
+from dig_rl.image_files import has_tag, untagged_png
 from dig_rl.policy.load import PolicyFrontend, load_frontend, load_model
 from dig_rl.progress import TrainProgress
 from dig_rl.prompts import format_answer
@@ -142,9 +143,14 @@ def _dataset(examples: Sequence[Example], frontend: PolicyFrontend, levels: int)
         size = frontend.model_image_size_px(example.image_size_px)
         rows.append(
             {
-                "images": [example.image_a_path, example.image_b_path],
+                "images": [_picture(path) for path in (example.image_a_path, example.image_b_path)],
                 "prompt": frontend.prompt,
                 "completion": format_answer(boxes_unit, frontend.frame, size, levels) + end,
             }
         )
     return Dataset.from_list(rows).cast_column("images", ListOf(Image()))
+
+
+def _picture(path: str) -> dict[str, Any]:
+    """For `datasets`, which turns a picture as its tag says: the file, or its stored pixels where it has a tag."""
+    return {"path": path, "bytes": untagged_png(path) if has_tag(path) else None}

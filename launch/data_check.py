@@ -28,6 +28,10 @@ from dig_rl.inspection.sheet import contact_sheet
 from launch.terminal import end_with_message
 
 ID_RENDERERS = {"none": None, "numpy": numpy_ids, "blender": blender_ids}
+TAGS = (
+    "boxes are taken in stored pixels, and no command here turns a picture. datasets.load_dataset and viewers would: "
+    "drop the tags for them (exiftool -Orientation= FILE), or give them what `make data-export` writes"
+)
 MAX_PRINTED = 30
 """Kinds of findings of each severity on the terminal; `check.json` has all."""
 MAX_LINES = 5
@@ -127,6 +131,8 @@ def _summary(check: DataCheck, figures: dict[str, Any]) -> Table:
     table.add_row("repeated", f"{duplicates['pictures']} pictures, {duplicates['scenes']} scenes, {near}")
     for given, real in check.folders_outside.items():
         table.add_row("pictures outside", f"{given} lies in {real}: copy both, or the folder cannot travel")
+    if check.num_tagged:
+        table.add_row("turning tags", f"{check.num_tagged} of {2 * len(check.pairs)} pictures have one; {TAGS}")
     hashes = "compared with the manifest" if check.has_manifest else "no manifest"
     table.add_row("hashes", hashes)
     drawn = "compared with the pixels of their objects" if check.boxes_drawn else "no scene to draw them from"

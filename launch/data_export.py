@@ -2,7 +2,8 @@
 
 The folder appears when it is complete; stopped or failed, nothing is left. An existing folder is never overwritten.
 
-coco: OUT/annotations/instances_<split>.json for pycocotools, file names relative to DATA
+coco: OUT/annotations/instances_<split>.json for pycocotools, file names relative to DATA; where a picture has a
+turning tag, to OUT, which then has copies without tags
 trl, easyr1: OUT/<split>.parquet with prompts, pictures and the truth that the reward functions of
 dig_rl/adapters read
 """
@@ -20,7 +21,7 @@ from launch.item_progress import item_progress
 from launch.terminal import end_with_message
 
 NEXT = {
-    "coco": 'pycocotools.coco.COCO("{out}/annotations/instances_{split}.json"), pictures in {data}',
+    "coco": 'pycocotools.coco.COCO("{out}/annotations/instances_{split}.json"), pictures in {pictures}',
     "trl": 'datasets.load_dataset("parquet", data_files="{out}/{split}.parquet", split="train"), docs/rewards.md',
     "easyr1": "data.train_files={out}/{split}.parquet data.prompt_key=problem data.answer_key=answer, docs/rewards.md",
 }
@@ -52,7 +53,8 @@ def main() -> None:
             asked = _prompt_of(options.config) if options.config else {"box_target": DataConfig().box_target}
             pairs = export_parquet(options.format, options.data, options.out, **asked, on_progress=show)
     print(f"{options.out}: {pairs} pairs")
-    print("open with: " + NEXT[options.format].format(out=options.out, split=next(iter(pairs)), data=options.data))
+    pictures = options.out if (options.out / "images").is_dir() else options.data
+    print("open with: " + NEXT[options.format].format(out=options.out, split=next(iter(pairs)), pictures=pictures))
 
 
 def _prompt_of(files: list[str | Path]) -> dict:

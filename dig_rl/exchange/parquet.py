@@ -18,6 +18,7 @@ from dig_rl.adapters.answer_scorer import ground_truth
 from dig_rl.data import Split, load_examples, read_records
 from dig_rl.errors import ConfigError
 from dig_rl.exchange.new_folder import new_folder
+from dig_rl.image_files import has_tag, untagged_png
 from dig_rl.parsing import CoordinateFrame
 from dig_rl.prompts import instruction
 from dig_rl.types import BoxTarget, Example
@@ -42,7 +43,7 @@ def export_parquet(
     model_image_size_px: Callable[[tuple[int, int]], tuple[int, int]] | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:
-    """Write one parquet file a split into a new folder; pictures are carried as the bytes of their PNG.
+    """Write one parquet file a split into a new folder; pictures are carried as the bytes of their files.
 
     The truth column is what the reward functions of `dig_rl.adapters` read.
 
@@ -89,9 +90,16 @@ def export_parquet(
 
 def _row(trainer: Trainer, example: Example, text: str, model_image_size_px: tuple[int, int]) -> dict[str, Any]:
     paths = (Path(example.image_a_path), Path(example.image_b_path))
-    images = [{"bytes": path.read_bytes(), "path": path.name} for path in paths]
+    images = [_picture(path) for path in paths]
     truth = ground_truth(example, model_image_size_px)
     if trainer == "trl":
         # TRL puts the pictures before the text of the first user message.
         return {"prompt": [{"role": "user", "content": text}], "images": images, "ground_truth": truth}
     return {"problem": f"<image><image>{text}", "images": images, "answer": truth}
+
+
+def _picture(path: Path) -> dict[str, Any]:
+    """The file itself, or its stored pixels as PNG where it has a tag that `datasets` would turn it by."""
+    if has_tag(path):
+        return {"bytes": untagged_png(path), "path": f"{path.name}.png"}
+    return {"bytes": path.read_bytes(), "path": path.name}

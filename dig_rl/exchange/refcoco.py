@@ -27,7 +27,7 @@ from dig_rl.errors import DataError
 from dig_rl.evaluation.grounding import Expression
 from dig_rl.exchange.pickles import read_pickle
 from dig_rl.exchange.published import checked_box, file_inside, numbers, read_json, safe_id, short
-from dig_rl.image_files import MAX_PIXELS
+from dig_rl.image_files import DAMAGE, stored_size
 
 STANDARD_EXPRESSIONS = {
     "refcoco_val": 10834,
@@ -242,13 +242,10 @@ def _picture(root: Path, name: Any, where: str) -> Path:
 
 def _size(source: Path | io.BytesIO, where: str) -> tuple[int, int]:
     try:
-        with Image.open(source) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(f"{where}: its picture claims {image.width}x{image.height}; that much is not decoded")
-            return image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, DataError):
-            raise
+        return stored_size(source)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+    except (*DAMAGE, Image.DecompressionBombError) as error:
         raise DataError(f"{where}: its picture is damaged ({error}); copy it again") from None
 
 

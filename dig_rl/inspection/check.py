@@ -59,6 +59,11 @@ class DataCheck:
         return tuple(finding for finding in self.findings if finding.severity == "warning")
 
     @property
+    def num_tagged(self) -> int:
+        """Pictures whose file asks viewers to turn them, which nothing here does."""
+        return sum(pair.num_tagged for pair in self.pairs)
+
+    @property
     def sound_pairs(self) -> list[PairExamination]:
         """Pairs whose labels and images could be read: the ones that figures are about."""
         return [pair for pair in self.pairs if pair.figures is not None]
@@ -140,6 +145,7 @@ def figures_of(check: DataCheck) -> dict[str, Any]:
         "folders_outside": check.folders_outside,
         "num_scenes": sum(pair.scenes is not None for pair in check.pairs),
         "boxes_compared_with_drawn_scenes": check.boxes_drawn,
+        "pictures_with_a_turning_tag": check.num_tagged,
         "pairs_by_split_and_count": counts_by_split(sound),
         "changes_by_split_and_kind": kinds_by_split(sound),
         "explained": spread(pair.figures.explained for pair in sound if pair.figures),

@@ -15,12 +15,11 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from dig_rl.boxes import BoxFormat
 from dig_rl.data import METADATA_NAME, PairRecord, ScannedLine
 from dig_rl.errors import DataError
-from dig_rl.image_files import image_problem, leads_out
+from dig_rl.image_files import DAMAGE, UPRIGHT, image_problem, leads_out, read_with_tag
 from dig_rl.inspection.box_formats import Agreement, agreements
 from dig_rl.inspection.findings import Finding, Severity
 from dig_rl.inspection.labels import label_problems
@@ -62,6 +61,8 @@ class PairExamination:
     """None where no scene is stored."""
     formats: Mapping[BoxFormat, Agreement] | None
     """What the pixels say to each way to read the boxes; None where something is broken, or nothing changed clearly."""
+    num_tagged: int
+    """Pictures whose file asks viewers to turn them."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ class PairExaminer:
         for problem in line.problems:
             notes.add("error", problem)
         images = [self._image(name, record, notes) for name in (record.image_a_file_name, record.image_b_file_name)]
-        digests = {name: digest for _, names in images for name, digest in names.items()}
-        arrays = [array for array, _ in images if array is not None]
+        digests = {name: digest for _, names, _ in images for name, digest in names.items()}
+        arrays = [array for array, *_ in images if array is not None]
         if not line.problems:
             for problem in label_problems(record):
                 notes.add("error", problem)
@@ -105,21 +106,22 @@ class PairExaminer:
             figures=figures,
             scenes=scenes.facts() if scenes else None,
             formats=formats,
+            num_tagged=sum(tag != UPRIGHT for *_, tag in images),
         )
 
-    def _image(self, name: str, record: PairRecord, notes: _Notes) -> tuple[np.ndarray | None, dict[str, str]]:
-        """The picture, None if it is not sound, and the hash of its file, if it could be read."""
+    def _image(self, name: str, record: PairRecord, notes: _Notes) -> tuple[np.ndarray | None, dict[str, str], int]:
+        """The picture, None if it is not sound, the hash of its file, if it could be read, and the turn it asks for."""
         problem = image_problem(self.folder, name, (record.width, record.height))
         digests: dict[str, str] = {}
         if problem is None:
             try:
                 digests[name] = _file_digest(self.folder / name)
-                with Image.open(self.folder / name) as image:
-                    return np.asarray(image.convert("RGB")), digests
-            except (OSError, ValueError, SyntaxError) as error:
+                image, tag = read_with_tag(self.folder / name)
+                return np.asarray(image), digests, tag
+            except DAMAGE as error:
                 problem = f"is damaged ({error}); make or copy it again"
         notes.add("error", f"image {name} {problem}")
-        return None, digests
+        return None, digests, UPRIGHT
 
     def _scenes(self, record: PairRecord, notes: _Notes, digests: dict[str, str]) -> StoredScenes | None:
         name = f"scenes/{record.pair_id}.json"

@@ -29,6 +29,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from dig_rl.config import Config, PolicyConfig
 from dig_rl.errors import ConfigError, DataError, PolicyError
+from dig_rl.image_files import DAMAGE, read_stored
 from dig_rl.looks import apply_look
 from dig_rl.parsing import CoordinateFrame, frame_of
 from dig_rl.prompts import chat_messages
@@ -216,11 +217,10 @@ def load_images(example: Example) -> tuple[Image.Image, Image.Image]:
 
 
 def load_image(path: str, where: str) -> Image.Image:
-    """One image, RGB; `where` begins the message if it cannot be read."""
+    """One image as it is stored, RGB; `where` begins the message if it cannot be read."""
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except OSError as error:
+        return read_stored(path)
+    except (*DAMAGE, Image.DecompressionBombError) as error:
         raise DataError(f"{where}: cannot read image {path}: {error}") from None
 
 

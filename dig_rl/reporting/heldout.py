@@ -12,6 +12,7 @@ from dig_rl.evaluation.answers import JudgedPair, StoredAnswer, TruePair, read_a
 from dig_rl.evaluation.comparison import Difference, compare
 from dig_rl.evaluation.detection import judge_answer
 from dig_rl.evaluation.figures import Estimate, estimate
+from dig_rl.image_files import stored_size
 from dig_rl.types import Example
 
 HELDOUT_LABELS = {
@@ -55,8 +56,7 @@ def paired_differences(
 
 def _judged(answer: StoredAnswer) -> JudgedPair:
     try:
-        with Image.open(answer.image_a) as image:
-            size_px = image.size
+        size_px = stored_size(answer.image_a)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"pair {answer.pair_id}: image {answer.image_a or 'a'} cannot be read ({error})") from None
     target = answer.target_boxes_px

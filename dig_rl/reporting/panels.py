@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
-from PIL import Image
 
+from dig_rl.image_files import read_stored
 from dig_rl.reporting.pictures import DrawnBox, Verdict
 from dig_rl.reporting.plots import STYLE
 
@@ -58,7 +58,7 @@ def draw_panel(image_a: Path, image_b: Path, drawn: Sequence[DrawnBox], title: s
     Raises:
         OSError, ValueError, Image.DecompressionBombError: an image cannot be read.
     """
-    images = [_read(image_a), _read(image_b)]
+    images = [read_stored(image_a), read_stored(image_b)]
     width, height = images[0].size
     image_in = _IMAGE_WIDTH_IN * min(height / width, _MAX_ASPECT)
     width_in, height_in = 2 * _IMAGE_WIDTH_IN + _GAP_IN, image_in + _TITLE_IN + _LEGEND_IN
@@ -95,8 +95,3 @@ def _rectangle(box: DrawnBox) -> Rectangle:
         linewidth=line.width,
         path_effects=[withStroke(linewidth=line.width + 1.6, foreground="white", alpha=0.6)],
     )
-
-
-def _read(path: Path) -> Image.Image:
-    with Image.open(path) as opened:
-        return opened.convert("RGB")

@@ -15,6 +15,7 @@ from PIL import Image
 
 from dig_rl import boxes
 from dig_rl.durable import json_lines
+from dig_rl.image_files import read_stored
 
 MAX_PAIRS = 8
 _MAX_SIDE_PX = 480
@@ -224,8 +225,7 @@ def embed_image(path: Path) -> tuple[tuple[int, int], str]:
     Raises:
         OSError, ValueError, Image.DecompressionBombError: the image cannot be read.
     """
-    with Image.open(path) as opened:
-        image = opened.convert("RGB")
+    image = read_stored(path)
     size_px = image.size
     if max(size_px) <= _MAX_SIDE_PX // 2 and len(encoded := _encode(image, "PNG")) <= _MAX_BYTES:
         return size_px, f"data:image/png;base64,{encoded}"
