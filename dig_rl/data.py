@@ -19,6 +19,7 @@ from dig_rl.durable import json_lines
 from dig_rl.errors import DataError, MissingSplitError
 from dig_rl.faults import counted
 from dig_rl.image_files import image_problem
+from dig_rl.next_command import next_command
 from dig_rl.types import BoxTarget, Example
 
 Split = Literal["train", "validation", "test"]
@@ -157,7 +158,7 @@ def scan_records(folder: Path, *, allow_no_change: bool = False) -> Iterator[Sca
         lines = json_lines(path.read_bytes())
     except OSError as error:
         raise DataError(
-            f"cannot read {path}: {error.strerror}; name a data folder, or make one with `make data OUT={folder}`"
+            f"cannot read {path}: {error.strerror}; name a data folder, or make one: {next_command('data', OUT=folder)}"
         ) from None
     seen: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):

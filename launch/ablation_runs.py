@@ -13,6 +13,7 @@ from dig_rl.ablations.plan import SUPERVISED_FILE, Budget, PlannedRun
 from dig_rl.config import Config
 from dig_rl.durable import read_json_object, write_durably
 from dig_rl.errors import DigRlError
+from dig_rl.next_command import next_command
 from dig_rl.summary import read_summary
 from launch.terminal import run_part
 
@@ -112,7 +113,7 @@ def _train_supervised(run: PlannedRun, settings: list[str], work: Path, entries:
     if model is None:
         raise DigRlError(
             f"{run.name} gets the minutes that {run.minutes_of} took with seed {run.seed}, which is not finished yet; "
-            f'run that first: make ablations ONLY="{run.minutes_of}" SEEDS="{run.seed}"'
+            f"run that first: {next_command('ablations', ONLY=run.minutes_of, SEEDS=run.seed)}"
         )
     training = [f"{key}={json.dumps(value)}" for key, value in run.training.items()]
     time = ["--seconds", f"{model.training_seconds:.0f}"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from dig_rl.config import Config, load_config
 from dig_rl.durable import read_json_object
 from dig_rl.errors import CheckpointError, PolicyError
 from dig_rl.layers import build, merge_tables, read_layers, with_overrides
+from dig_rl.overrides import override
 from dig_rl.policy_limits import check_policy_limits
 from dig_rl.run_folder import CONFIG_FILE
 from dig_rl.summary import read_summary
@@ -137,7 +137,7 @@ def load_checkpoint_config(checkpoint: str, config_paths: list[str], overrides: 
     """
     # A name that is no folder belongs to no run: only then is a setting asked for before the run is known.
     found = find_policy(checkpoint, may_download=lambda: settings_over_run(None, config_paths, overrides)[0].policy.hub)
-    of_policy = [*overrides, f"policy.path={json.dumps(found.path)}"]
+    of_policy = [*overrides, override("policy.path", found.path)]
     config, files = settings_over_run(found.run_config, config_paths, of_policy)
     check_policy_limits(config)
     return config, f"{found.description} ({found.path}), settings of {files}"

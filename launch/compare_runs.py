@@ -6,8 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from dig_rl.next_command import next_command
 from dig_rl.reporting.run_comparison import write_run_comparison
 from launch.arguments import add_list, split_words
+from launch.next_steps import print_next
 from launch.terminal import end_with_message
 
 
@@ -19,7 +21,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs", "compare-runs.html"), help="page to write (OUT=)")
     arguments = parser.parse_args()
     page = write_run_comparison([arguments.runs_dir / name for name in arguments.runs], arguments.out)
-    print(f"comparison: {page}\nOpen it in a browser; `make report RUN=` shows one run in full.")
+    print(f"comparison: {page}, to be opened in a browser; one run in full:")
+    print_next(next_command("report", RUN=arguments.runs[-1]))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from dig_rl.reporting.curriculum_preview import (
     stage_table,
 )
 from launch.arguments import add_settings
+from launch.next_steps import print_next, training_with
 from launch.terminal import end_with_message
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,7 +62,8 @@ def main() -> None:
         plot_preview(drawn, picture, title)
     except OSError as error:
         raise ConfigError(f"cannot write {picture}: {error.strerror}; name another folder with OUT=") from error
-    console.print(f"picture: {picture}; next: make train CONFIG=...", markup=False, soft_wrap=True)
+    console.print(f"picture: {picture}", markup=False, soft_wrap=True)
+    print_next(training_with(arguments.config, arguments.set))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from dig_rl.datagen.display import BuildDisplay
 from dig_rl.datagen.recipe import DataRecipe, load_recipe
 from dig_rl.datagen.renderers import open_renderer
 from dig_rl.errors import DigRlError
+from dig_rl.next_command import next_command
+from launch.next_steps import print_next
 
 CORES = os.cpu_count() or 1
 
@@ -65,7 +67,8 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     how = f"made {display.made_here} at {display.pairs_per_minute:.0f} a minute" if worked else "already complete"
-    print(f"{out}: {recipe.num_pairs} pairs, {how}. Next: make data-check DATA='{out}'")
+    print(f"{out}: {recipe.num_pairs} pairs, {how}")
+    print_next(next_command("data-check", DATA=out))
     return 0
 
 

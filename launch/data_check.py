@@ -25,6 +25,7 @@ from dig_rl.inspection.findings import Finding
 from dig_rl.inspection.masks import blender_ids, numpy_ids
 from dig_rl.inspection.pairs import default_workers
 from dig_rl.inspection.sheet import contact_sheet
+from launch.next_steps import after_data, print_next
 from launch.terminal import end_with_message
 
 ID_RENDERERS = {"none": None, "numpy": numpy_ids, "blender": blender_ids}
@@ -84,9 +85,8 @@ def main() -> None:
             f"{options.data}: {_count(check.errors, 'error')}, {_count(check.warnings, 'warning')}; "
             "mend the folder, or make it again"
         )
-    print(
-        f"{options.data} is sound, {_count(check.warnings, 'warning')}. Next: make train SET='data.path={options.data}'"
-    )
+    print(f"{options.data} is sound, {_count(check.warnings, 'warning')}")
+    print_next(after_data(options.data))
 
 
 def _check(options: argparse.Namespace, console: Console) -> DataCheck:

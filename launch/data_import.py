@@ -12,7 +12,9 @@ from typing import get_args
 
 from dig_rl.data import Split
 from dig_rl.exchange.importing import LAYOUTS, import_dataset
+from dig_rl.next_command import next_command
 from launch.item_progress import item_progress
+from launch.next_steps import after_data, print_next
 from launch.terminal import end_with_message
 
 
@@ -49,9 +51,7 @@ def main() -> None:
         print(f"left out {summary.skipped.total()} in all, by reason: {dict(summary.skipped)}")
     print(f"{options.out}: {summary.num_pairs} pairs {summary.pairs_by_split} of {layout.title}")
     print(f"licence: {layout.licence}; see {layout.page}")
-    print(
-        f"next: make eval CHECKPOINT=... DATA={options.out}, or make train CONFIG=... SET='data.path=\"{options.out}\"'"
-    )
+    print_next(next_command("data-check", DATA=options.out), after_data(options.out))
 
 
 if __name__ == "__main__":

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from dig_rl.config import load_config
 from dig_rl.errors import DigRlError
+from dig_rl.next_command import next_command
 from dig_rl.run_folder import move_aside
 from dig_rl.summary import read_summary
 from launch.arguments import add_overrides
+from launch.next_steps import new_run, reward_settings
 from launch.terminal import end_with_message, run_part
 
 CONFIG = "launch/configs/demo.toml"
@@ -21,11 +23,14 @@ RUN = "demo"
 
 NEXT = """
 What to try next:
-  open runs/demo/report.html                                   what it learned, with pictures
-  make eval CHECKPOINT=runs/demo DATA=data/unseen              ask it about other pairs
-  make tensorboard                                             the curves
-  make train CONFIG={config} RUN=mine SET="learner.lr=1e-4"    change anything
-  cp rewards/box_iou.py rewards/mine.py                        edit it, name it in a config: your own reward"""
+  what it learned, with pictures: open runs/demo/report.html in a browser; the curves:
+    {curves}
+  ask it about pairs of one split that it was not measured on:
+    {ask}
+  change anything:
+    {change}
+  your own reward: edit a copy of rewards/box_iou.py, and see what it pays:
+    {pay}"""
 
 
 def main() -> None:
@@ -43,7 +48,7 @@ def main() -> None:
         print(f"\n== {title}", flush=True)
         if code := run_part(*command):
             sys.exit(code)
-    print(NEXT.format(config=CONFIG))
+    print(NEXT.format(**next_commands()))
     print(f"\ndone in {(time.monotonic() - started) / 60:.1f} minutes")
 
 
@@ -66,6 +71,16 @@ def _parts(overrides: list[str]) -> list[tuple[str, list[str]]]:
             ["launch.evaluate", "--checkpoint", str(run), "--data", UNSEEN, "--out", str(run / "unseen")],
         ),
     ]
+
+
+def next_commands() -> dict[str, str]:
+    """What can be tried after the demo, each quoted for a shell."""
+    return {
+        "curves": next_command("tensorboard"),
+        "ask": next_command("eval", CHECKPOINT=f"runs/{RUN}", SPLIT="validation"),
+        "change": next_command("train", CONFIG=CONFIG, RUN=new_run("mine"), SET={"learner.lr": 2e-4}),
+        "pay": next_command("reward-report", SET=reward_settings("rewards/box_iou.py:box_iou", {})),
+    }
 
 
 def _make_writable(folder: str) -> None:

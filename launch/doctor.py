@@ -14,8 +14,10 @@ from pathlib import Path
 
 from dig_rl.config import Config, load_config
 from dig_rl.errors import DigRlError, SetupError
+from dig_rl.next_command import next_command
 from dig_rl.splits import load_splits
 from launch.arguments import add_settings
+from launch.next_steps import print_next, training_with
 from launch.preflight import Python, check_headers, find_compilers
 from launch.terminal import end_with_message
 
@@ -42,7 +44,8 @@ def main() -> None:
     problems = [problem for check in CHECKS for problem in check(config)]
     if problems:
         raise SetupError(f"{len(problems)} found:\n" + "\n".join(f"  - {problem}" for problem in problems))
-    print("\nall of it fits. Next: make train, or make demo")
+    print("\nall of it fits")
+    print_next(training_with(arguments.config, arguments.set))
 
 
 def facts() -> dict[str, str]:
@@ -168,10 +171,9 @@ def check_disk_space(config: Config) -> Iterator[str]:
 def check_data_and_policy(config: Config) -> Iterator[str]:
     """The data folder is valid, the policy opens, and every pair's prompt leaves room for the longest answer."""
     if not (Path(config.data.path) / "metadata.jsonl").exists():
-        blender = "" if (ROOT / ".venv-blender/bin/python").exists() else "make setup-blender, then "
-        yield f"no data at data.path = {config.data.path}: {blender}make data OUT={config.data.path}"
+        yield f"no data at data.path = {config.data.path}: {next_command('data', OUT=config.data.path)}"
     if not config.policy.hub and not (Path(config.policy.path) / "config.json").exists():
-        yield f"no policy at policy.path = {config.policy.path}: make policy OUT={config.policy.path}"
+        yield f"no policy at policy.path = {config.policy.path}: {next_command('policy', OUT=config.policy.path)}"
         return
     if (Path(config.data.path) / "metadata.jsonl").exists():
         yield from check_examples(config)

@@ -13,17 +13,20 @@ from typing import NamedTuple
 from dig_rl.actors.cluster import Cluster
 from dig_rl.actors.fleet import launch_rollouts
 from dig_rl.bounds import MAX_TEMPERATURE, MIN_TEMPERATURE
-from dig_rl.config import Config
+from dig_rl.config import Config, load_config
 from dig_rl.durable import write_durably
 from dig_rl.errors import ConfigError
 from dig_rl.evaluate import answer_pairs
 from dig_rl.evaluation.answers import JudgedPair, TruePair, judge_pairs, load_true_pairs, read_answers, write_answers
 from dig_rl.evaluation.overview import Overview, overview
+from dig_rl.next_command import next_command
+from dig_rl.overrides import override
 from dig_rl.reporting.evaluation_plots import draw_overview
 from dig_rl.reporting.evaluation_tables import overview_lines, overview_markdown
 from dig_rl.rollout import MAX_GROUP_SIZE
 from launch.arguments import add_settings
-from launch.checkpoints import SETTINGS_FILE, load_checkpoint_config, load_predictions_config
+from launch.checkpoints import SETTINGS_FILE, find_policy, load_checkpoint_config, load_predictions_config
+from launch.next_steps import print_next, training_on
 from launch.terminal import end_with_message
 
 PREDICTIONS_FILE = "predictions.jsonl"
@@ -110,7 +113,9 @@ def main() -> None:
     print(f"{found.num_pairs} pairs", overview_lines(found), sep="\n")
     if "vllm" in seconds:
         print(_cost(seconds, len(pairs)))
-    print(f"written to {out}: evaluation.md, .json and .png; next: make compare A={source.name} B=...")
+    print(f"written to {out}: evaluation.md, .json and .png")
+    if arguments.checkpoint is not None:
+        print_next(*_next_commands(source, arguments))
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
@@ -135,9 +140,9 @@ def open_source(name: str, options: argparse.Namespace) -> Source:
     decoding = Decoding.of_options(options.samples, options.temperature)
     overrides = list(options.set)
     if options.data:
-        overrides.append(f"data.path={json.dumps(options.data)}")
+        overrides.append(override("data.path", options.data))
     if options.split:
-        overrides.append(f"data.heldout_split={json.dumps(options.split)}")
+        overrides.append(override("data.heldout_split", options.split))
     is_stored = name.endswith(".jsonl")
     if is_stored:
         config, description = load_predictions_config(Path(name), options.config, overrides)
@@ -191,6 +196,18 @@ def _cost(seconds: Mapping[str, float], num_pairs: int) -> str:
         f"the engine started in {seconds['start']:.1f} s; then {_after_start(seconds):.1f} s for {num_pairs} pairs, "
         f"{outside_vllm_share(seconds):.0%} of it outside vLLM"
     )
+
+
+def _next_commands(source: Source, options: argparse.Namespace) -> list[str]:
+    """Is the policy of a run better than the one it began with? A policy of no run: train it on these pairs."""
+    run_config = find_policy(source.name, may_download=lambda: True).run_config
+    if run_config is None:
+        folder = Path(source.config.data.path)
+        return list(filter(None, [training_on(folder, policy=source.name)])) if Path(source.name).is_dir() else []
+    start = load_config([run_config]).policy.path
+    shared = {"DATA": options.data, "SPLIT": options.split, "SET": options.set}
+    command = next_command("compare", A=start, B=source.name, CONFIG=[run_config, *options.config], **shared)
+    return [command] if Path(start).is_dir() else []
 
 
 def _default_out(source: str, options: argparse.Namespace) -> Path:

@@ -12,10 +12,12 @@ from dig_rl.actors.learner_files import consolidated_weights
 from dig_rl.checkpoint import find_damage
 from dig_rl.config import Config, load_config
 from dig_rl.errors import CheckpointError, ConfigError
+from dig_rl.next_command import next_command
 from dig_rl.policy.load import load_frontend, load_model
 from dig_rl.policy.save import save_policy
 from dig_rl.policy.trainable import merged_state
 from launch.checkpoints import run_config_of, step_folder
+from launch.next_steps import print_next
 from launch.terminal import end_with_message
 
 
@@ -26,8 +28,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write; must not exist (OUT=)")
     arguments = parser.parse_args()
     folder = step_folder(Path(arguments.checkpoint))
-    export(folder, load_config([run_config_of(folder)]), arguments.out)
-    print(f"policy of {folder} written to {arguments.out}; next: make eval CHECKPOINT={arguments.out}")
+    settings = run_config_of(folder)
+    export(folder, load_config([settings]), arguments.out)
+    print(f"policy of {folder} written to {arguments.out}")
+    print_next(next_command("eval", CHECKPOINT=arguments.out, CONFIG=[settings]))
 
 
 def export(checkpoint: Path, config: Config, out: Path) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from dig_rl.errors import ConfigError
 from dig_rl.layers import build, read_toml
+from dig_rl.next_command import next_command
 from dig_rl.policy.build import SmallPolicyConfig, build_small_policy
 from dig_rl.prompts import instruction
+from launch.next_steps import print_next
 from launch.terminal import end_with_message
 
 
@@ -26,7 +28,8 @@ def main() -> None:
         SmallPolicyConfig, read_toml(arguments.config) if arguments.config else {}, arguments.config or "the defaults"
     )
     build_small_policy(sizes, [instruction("union", "norm1000")], out)
-    print(f"policy written to {out}; next: make warmup, or make train")
+    print(f"policy written to {out}")
+    print_next(next_command("warmup", OUT=out.with_name(f"{out.name}-warm"), SET={"warmup.start": str(out)}))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from dig_rl.errors import DigRlError
+from dig_rl.next_command import next_command
 from dig_rl.reporting.report import before_after_table, write_report
 from dig_rl.summary import read_summary
 
@@ -25,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     if summary is not None:
         print(before_after_table(summary))
-    print(f"report: {page}\nOpen it in a browser; `make tensorboard` shows the same curves live.")
+    print(f"report: {page}\nOpen it in a browser; the same curves live: {next_command('tensorboard')}")
     return 0
 
 

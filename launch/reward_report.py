@@ -10,6 +10,7 @@ from dig_rl.config import load_config
 from dig_rl.durable import write_durably
 from dig_rl.reporting.reward_report import draw_table, markdown_table, reward_table, warnings
 from launch.arguments import add_settings
+from launch.next_steps import print_next, training_with
 from launch.terminal import end_with_message
 
 
@@ -31,7 +32,8 @@ def main() -> None:
     write_durably(arguments.out / "table.md", text)
     draw_table(rows, arguments.out / "table.png", f"{title}: {terms}")
     print(text)
-    print(f"written to {arguments.out}/table.md and table.png; next: make train CONFIG=...")
+    print(f"written to {arguments.out}/table.md and table.png")
+    print_next(training_with(arguments.config, arguments.set))
 
 
 if __name__ == "__main__":

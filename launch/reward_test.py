@@ -22,8 +22,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dig_rl.errors import ConfigError, DigRlError, PluginError
+from dig_rl.next_command import next_command
 from dig_rl.plugins import RewardFunction, load_plugin
 from dig_rl.types import RewardInput
+from launch.next_steps import print_next, reward_settings
 from launch.plugin_inputs import hostile_inputs, ordinary_input, random_inputs
 from launch.terminal import end_with_message
 
@@ -266,7 +268,8 @@ def main() -> None:
         print(f"{'ok  ' if verdict.holds else 'FAIL'}  {verdict.check:14} {verdict.detail}", flush=True)
     if broken:
         raise DigRlError(f"{arguments.reward} breaks the contract of rewards/README.md; failed checks: {broken}")
-    print(f"\n{arguments.reward} keeps the contract. Next: name it in a config, then `make reward-report CONFIG=...`")
+    print(f"\n{arguments.reward} keeps the contract; named in a config, a run is paid by it")
+    print_next(next_command("reward-report", SET=reward_settings(arguments.reward, kwargs)))
 
 
 if __name__ == "__main__":

@@ -15,10 +15,13 @@ from pathlib import Path
 
 from dig_rl.config import Config
 from dig_rl.errors import ClusterError
+from dig_rl.next_command import next_command
 from dig_rl.policy.load import load_frontend
 from dig_rl.vllm_options import SERVED_NAME, serve_command
 from launch.arguments import add_settings
 from launch.checkpoints import load_checkpoint_config
+from launch.next_steps import print_next
+from launch.suites import longest_answer
 from launch.terminal import end_with_message
 
 _POLL_S = 1.0
@@ -55,11 +58,20 @@ def main() -> None:
         try:
             wait_until_ready(server, options.port, options.log, config.cluster.start_timeout_s)
             url = f"http://127.0.0.1:{options.port}/v1"
-            print(f"ready: {url}, model {SERVED_NAME}; Ctrl-C ends it; next: make suites", flush=True)
+            print(f"ready: {url}, model {SERVED_NAME}; Ctrl-C ends it")
+            print_next(_suites(config, url, options))
             server.wait()
             raise ClusterError(f"the server ended by itself:\n{_tail(options.log)}")
         finally:
             stop(server)
+
+
+def _suites(config: Config, url: str, options: argparse.Namespace) -> str:
+    room = config.rollout.max_model_len
+    fewer = None if longest_answer(config) < room else room // 2
+    return next_command(
+        "suites", CHECKPOINT=options.checkpoint, URL=url, MAX_TOKENS=fewer, CONFIG=options.config, SET=options.set
+    )
 
 
 def wait_until_ready(server: subprocess.Popen[bytes], port: int, log: Path, timeout_s: float) -> None:

@@ -20,6 +20,7 @@ import jinja2
 
 from dig_rl.config import Config, load_config
 from dig_rl.errors import ClusterError
+from dig_rl.overrides import override
 from launch.arguments import add_settings, chosen_run
 from launch.terminal import end_with_message
 
@@ -80,7 +81,7 @@ def training_arguments(configs: list[str], run: str, runs_dir: Path, overrides: 
 def absolute_paths(config: Config) -> list[str]:
     """Overrides that name data and policy absolutely where they exist here: a job runs in another folder."""
     paths = {"data.path": config.data.path, "policy.path": config.policy.path}
-    return [f"{key}={json.dumps(str(Path(path).resolve()))}" for key, path in paths.items() if Path(path).exists()]
+    return [override(key, str(Path(path).resolve())) for key, path in paths.items() if Path(path).exists()]
 
 
 def python_of_job(address: str) -> str:

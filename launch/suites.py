@@ -7,11 +7,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlparse
 
+from dig_rl.config import Config
 from dig_rl.durable import write_durably
 from dig_rl.errors import ConfigError, DigRlError
 from dig_rl.evaluation.suite_results import collect_results, results_table
 from dig_rl.evaluation.suites import Judge, SuiteRun, ToolCall, choose_suites, lmms_eval_run, vlmevalkit_run
+from dig_rl.next_command import next_command
 from launch.arguments import add_list, add_settings, split_words
 from launch.checkpoints import load_checkpoint_config
 from launch.terminal import end_with_message
@@ -40,7 +43,7 @@ def main() -> None:
     options = parser.parse_args(sys.argv[1:] or ["--help"])
     config, _ = load_checkpoint_config(options.checkpoint, options.config, options.set)
     covered, missing = choose_suites(options.only, options.tool)
-    max_tokens = options.max_tokens or (THINKING_TOKENS if config.policy.thinking else ANSWER_TOKENS)
+    max_tokens = options.max_tokens or longest_answer(config)
     if max_tokens >= config.rollout.max_model_len:
         needed = 2 * max_tokens
         raise ConfigError(
@@ -59,7 +62,9 @@ def main() -> None:
         print(f"{suite.name}: {options.tool} has no such task; TOOL=vlmevalkit does")
     if judge is None:
         print("answers are read by exact matching; papers often let a model read them: JUDGE= and JUDGE_URL=")
-    print(f"with the server running (make serve CHECKPOINT={options.checkpoint}):\n\n{run}\n", flush=True)
+    port = urlparse(options.url).port
+    serve = next_command("serve", CHECKPOINT=options.checkpoint, PORT=port, CONFIG=options.config, SET=options.set)
+    print(f"with the server running ({serve}):\n\n{run}\n", flush=True)
     if options.execute:
         execute(run)
     results, problems = collect_results(out)
@@ -75,6 +80,11 @@ def main() -> None:
     write_durably(out / "suites.md", head + table + left_out)
     print(table)
     print(f"written to {out / 'suites.md'}; figures of the paper are theirs, measured with their settings")
+
+
+def longest_answer(config: Config) -> int:
+    """Tokens that an answer may have where nobody says how many."""
+    return THINKING_TOKENS if config.policy.thinking else ANSWER_TOKENS
 
 
 def execute(run: SuiteRun) -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 from dig_rl.config import load_config
 from dig_rl.data import load_examples
 from dig_rl.errors import ConfigError
+from dig_rl.overrides import override
 from dig_rl.policy.build import SmallPolicyConfig, build_small_policy
 from dig_rl.prompts import instruction
 from dig_rl.warmup import warm_up
 from launch.arguments import add_settings
+from launch.next_steps import print_next, training_with
 from launch.terminal import end_with_message
 
 SMALL_POLICY = "policies/small"
@@ -43,7 +45,7 @@ def main() -> None:
         )
     losses = warm_up(config, examples, out)
     print(f"loss {losses['loss_first']:.3f} -> {losses['loss_last']:.3f} nats a token; policy written to {out}")
-    print("next: make train")
+    print_next(training_with(arguments.config, [*arguments.set, override("policy.path", str(out))]))
 
 
 if __name__ == "__main__":

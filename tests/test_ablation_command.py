@@ -148,7 +148,7 @@ def test_a_folder_of_another_run_is_not_taken_for_this_one(world: Path, monkeypa
 
 def test_supervised_control_needs_the_time_of_its_model(world: Path) -> None:
     other_seed = entry_of(planned(world), "reward", "all", seed=1)
-    with pytest.raises(DigRlError, match='run that first: make ablations ONLY="all" SEEDS="0"'):
+    with pytest.raises(DigRlError, match="run that first: make ablations ONLY=all SEEDS=0"):
         ablation_runs.execute(planned(world, "sft_more"), Budget(75, 3, 4), world, [other_seed])
 
 

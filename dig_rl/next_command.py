@@ -1,4 +1,7 @@
-"""The command that a user runs next, written so that it works as it is pasted into a shell."""
+"""The command that a user runs next, written so that it works as it is pasted into a shell.
+
+No message puts a value into a command by itself: all of them ask here.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dig_rl.overrides import override
+from dig_rl.overrides import override, parse_override, split_overrides
 
 CALLED_FROM = "DIG_RL_CALLED_FROM"
 """Set by the Makefile: the folder of the shell that called make."""
 
-Value = str | int | Path | Sequence[str | Path] | Mapping[str, Any]
+Value = str | int | Path | Sequence[str | Path] | Mapping[str, Any] | None
 
 
 def next_command(target: str, **variables: Value) -> str:
@@ -21,16 +24,32 @@ def next_command(target: str, **variables: Value) -> str:
 
     Args:
         target: of the Makefile.
-        variables: by name. Several values, as for `CONFIG`, are a sequence; settings, as for `SET`, a mapping from key
-            to value. A variable without a value is left out.
+        variables: by name. Several values, as for `CONFIG`, are a sequence; `SET` takes settings as they were given,
+            or by key. A variable without a value is left out.
     """
-    given = {name: _text(value) for name, value in variables.items()}
+    given = {
+        name: _settings(value) if name == "SET" else _text(value)
+        for name, value in variables.items()
+        if value is not None
+    }
     return " ".join([*_make(), target, *(f"{name}={shlex.quote(text)}" for name, text in given.items() if text)])
 
 
-def _text(value: Value) -> str:
+def _settings(value: Value) -> str:
     if isinstance(value, Mapping):
         return " ".join(override(key, one) for key, one in value.items())
+    given = [value] if isinstance(value, str) or not isinstance(value, Sequence) else value
+    return " ".join(_alone(str(one)) for one in given)
+
+
+def _alone(setting: str) -> str:
+    """A setting so that others may stand beside it."""
+    if split_overrides(setting) == [setting]:
+        return setting
+    return override(*parse_override(setting))
+
+
+def _text(value: Value) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return " ".join(map(_word, map(str, value))) if len(value) != 1 else str(value[0])
     return str(value)
