@@ -190,8 +190,9 @@ class Training:
         config = self._config
         admitted = [example for example in self._inputs.examples if stage.admits(example)]
         return collect_with_refills(
-            lambda drawn: self._fleet.rollouts.collect(
+            lambda drawn, before: self._fleet.rollouts.collect(
                 with_looks(drawn, config.data.looks, seed=config.seed, step=self._step),
+                before,
                 step=self._step,
                 stage=stage.name,
             ),

@@ -55,7 +55,9 @@ class Engines:
             self._stop = None  # the checkpoint that follows is left alone
             raise KeyboardInterrupt
 
-    def _collect(self, examples: Sequence[Example], *, step: int, stage: str) -> tuple[list[RolloutGroup], dict]:
+    def _collect(
+        self, examples: Sequence[Example], before: Sequence[RolloutGroup], *, step: int, stage: str
+    ) -> tuple[list[RolloutGroup], dict]:
         self._step = step + 1
         self.draws.append((self._step, [example.pair_id for example in examples]))
         self._reach("collect")
