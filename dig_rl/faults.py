@@ -8,14 +8,15 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 
-_IMAGE_NAME = re.compile(r"^image .*? (?=(?:is|has|does|holds|lies|claims|cannot) )")
+_VERBS = "is|has|does|holds|lies|claims|cannot|was|expected"
+_NAME = re.compile(rf"^(image|picture|mask|the pair|pair) .*?(?=:? (?:{_VERBS})\b)")
 _FOUND = re.compile(r", found .*")
 _VALUES = re.compile(r"in pair \S+|\[[^\]]*\]|'[^']*'|-?\d+(?:\.\d+)?")
 
 
 def kind_of_fault(problem: str) -> str:
-    """What a message says of any entry: without numbers, names of pictures and the values that were found."""
-    return _VALUES.sub("#", _FOUND.sub("", _IMAGE_NAME.sub("image ", problem)))
+    """What a message says of any entry: without numbers, names of pictures, and the values that were found."""
+    return _VALUES.sub("#", _FOUND.sub("", _NAME.sub(r"\1", problem)))
 
 
 def counted(items: Iterable[Item], problem_of: Callable[[Item], str]) -> list[tuple[Item, list[Item]]]:

@@ -48,6 +48,7 @@ LIGHT = [
     "evaluation.overview",
     "exchange.coco",
     "exchange.importing",
+    "exchange.own_pairs",
     "image_files",
     "inspection.check",
 ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from dig_rl.exchange.published import EntryError
 from dig_rl.image_files import (
@@ -100,8 +100,9 @@ def _open(path: Path, where: str, *, is_mask: bool = False) -> Image.Image:
     except Image.DecompressionBombError:
         raise EntryError(where, f"picture {path} has more than {MAX_PIXELS:,} pixels", "bad_image") from None
     except DAMAGE as error:
+        found = "it is none of them" if isinstance(error, UnidentifiedImageError) else str(error)
         raise EntryError(
-            where, f"picture {path}: expected {', '.join(FORMATS)}, cannot open it ({error})", "bad_image"
+            where, f"picture {path}: expected {', '.join(FORMATS)}, cannot open it ({found})", "bad_image"
         ) from None
     if image.width * image.height > MAX_PIXELS:
         size = f"{image.width}x{image.height}"

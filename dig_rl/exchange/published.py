@@ -35,7 +35,7 @@ class EntryError(DataError):
     def __init__(self, where: str, problem: str, reason: str) -> None:
         """Args: `where` file and entry; `problem` expected and found; `reason` one word to count it by."""
         super().__init__(f"{where}: {problem}")
-        self.reason = reason
+        self.problem, self.reason = problem, reason
 
 
 @dataclass(frozen=True)
