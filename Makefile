@@ -13,7 +13,8 @@ PY := .venv/bin/python
 $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(eval override export $(name) := $$(value $(name)))))
 # An option, where its variable is given: $(call option,--out,OUT). The shell puts the value in, so its quotes do no harm.
 option = $(if $(value $(2)),$(1) "$$$(2)")
-SETTINGS = $(call option,--set,SET)
+NO_CHANGE = $(if $(ALLOW_NO_CHANGE),--allow-no-change)
+SETTINGS = $(call option,--set,SET) $(if $(ALLOW_NO_CHANGE),--set data.allow_no_change=true)
 CHANGED_PLUGINS = $(if $(ALLOW_CHANGED_PLUGINS),--allow-changed-plugins)
 # For commands with a default of their own: a config only where the user names one
 NAMED_CONFIG = $(if $(filter-out file,$(origin CONFIG)),--config "$$CONFIG")
@@ -59,16 +60,16 @@ data: setup $(if $(WITHOUT_BLENDER),,setup-blender) ## render image pairs: CONFI
 
 data-check: setup ## is a data folder sound? writes a contact sheet: DATA= OUT= WORKERS= MASKS=numpy|blender|none SHEET_PAIRS= ALLOW_NO_CHANGE=1
 	@$(PY) -m launch.data_check $(call option,--data,DATA) $(call option,--out,OUT) $(call option,--workers,WORKERS) \
-	  $(call option,--masks,MASKS) $(call option,--sheet-pairs,SHEET_PAIRS) $(if $(ALLOW_NO_CHANGE),--allow-no-change)
+	  $(call option,--masks,MASKS) $(call option,--sheet-pairs,SHEET_PAIRS) $(NO_CHANGE)
 
 data-import: setup ## your own pairs as a data folder: FORMAT=pairs FROM= OUT= BOXES= SPLITS=0.8,0.1,0.1; or a published set: FORMAT= FROM= OUT= SPLIT= SKIP_BAD=1
 	@$(PY) -m launch.data_import $(call option,--format,FORMAT) $(call option,--from,FROM) \
 	  $(call option,--out,OUT) $(call option,--boxes,BOXES) $(call option,--splits,SPLITS) $(call option,--split,SPLIT) \
 	  $(if $(SKIP_BAD),--skip-bad)
 
-data-export: setup ## a data folder for pycocotools, TRL or EasyR1: FORMAT=coco|trl|easyr1 DATA= OUT= CONFIG=
+data-export: setup ## a data folder for pycocotools, TRL or EasyR1: FORMAT=coco|trl|easyr1 DATA= OUT= CONFIG= ALLOW_NO_CHANGE=1
 	@$(PY) -m launch.data_export $(call option,--format,FORMAT) $(call option,--data,DATA) \
-	  $(call option,--out,OUT) $(NAMED_CONFIG)
+	  $(call option,--out,OUT) $(NAMED_CONFIG) $(NO_CHANGE)
 
 policy: setup ## build a small policy with random weights: CONFIG= OUT=
 	@$(PY) -m launch.policy $(NAMED_CONFIG) $(call option,--out,OUT)
@@ -84,7 +85,7 @@ ablations: setup ## which part of the method does what: arms x seeds at one budg
 	  $(call option,--only,ONLY) $(call option,--seeds,SEEDS) \
 	  $(call option,--minutes,MINUTES) $(SETTINGS) $(if $(DRY_RUN),--dry-run) $(if $(REPORT_ONLY),--report-only)
 
-train: setup ## train: CONFIG= RUN= SET="learner.lr=1e-6 ..." ALLOW_CHANGED_PLUGINS=1; the same RUN continues
+train: setup ## train: CONFIG= RUN= SET="learner.lr=1e-6 ..." ALLOW_NO_CHANGE=1 ALLOW_CHANGED_PLUGINS=1; the same RUN continues
 	@$(PY) -m launch.train $(WITH_CONFIG) $(call option,--run,RUN) $(SETTINGS) $(CHANGED_PLUGINS)
 
 export: setup ## a checkpoint as a Hugging Face folder: CHECKPOINT=runs/x/checkpoints/step-12|best OUT=

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from dig_rl.bounds import Gpus, MemoryGib, Seconds, Seed, Temperature
+from dig_rl.bounds import Gpus, MemoryGib, Seconds, Seed, Temperature, VllmTable
 from dig_rl.deepspeed_options import check_table, names_a_rate
 from dig_rl.layers import build, read_layers
 from dig_rl.types import BoxTarget
@@ -147,7 +147,7 @@ class RolloutConfig(_Section):
     """Key-value cache of one worker on a CPU, GiB."""
     num_gpus: Gpus = 0
     """GPUs that Ray reserves for one worker."""
-    vllm: dict[str, Any] = {}
+    vllm: VllmTable = {}
     """Options of `vllm.LLM`, passed through."""
 
 

@@ -234,7 +234,9 @@ def _label_problems(record: PairRecord, allow_no_change: bool) -> list[str]:
         listed = f"{len(record.differences)} differences are listed"
         problems.append(f"num_differences is {record.num_differences}, but {listed}")
     if not record.differences and not allow_no_change:
-        problems.append("no difference at all; such pairs need data.allow_no_change = true")
+        problems.append(
+            "no difference at all; ALLOW_NO_CHANGE=1 takes such pairs (data.allow_no_change = true in a config)"
+        )
     for index, difference in enumerate(record.differences):
         for name in ("box", "box_a", "box_b"):
             box = getattr(difference, name)

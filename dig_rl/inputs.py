@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dig_rl.config import Config
@@ -10,6 +10,7 @@ from dig_rl.curriculum import Curriculum, open_curriculum, stage_config
 from dig_rl.evaluation.subset import representative_pairs
 from dig_rl.plugins import load_plugin
 from dig_rl.policy.targets import check_targets
+from dig_rl.policy_files import hash_policy_files
 from dig_rl.policy_limits import check_policy_limits
 from dig_rl.scoring_pool import hash_plugins
 from dig_rl.splits import load_splits
@@ -27,6 +28,8 @@ class Inputs:
     """Empty where the data has none, or without `evaluation.every_steps`."""
     curriculum: Curriculum
     plugin_hashes: dict[str, str]
+    policy_files: dict[str, str] = field(default_factory=dict)
+    """As `dig_rl.policy_files` has them."""
 
 
 def read_inputs(config: Config, root: Path) -> Inputs:
@@ -45,4 +48,6 @@ def read_inputs(config: Config, root: Path) -> Inputs:
     check_targets(config)
     for stage in curriculum.stages:
         stage_config(config, stage)  # says which override cannot be carried out
-    return Inputs(examples, heldout, validation, curriculum, hash_plugins(config.reward, root))
+    return Inputs(
+        examples, heldout, validation, curriculum, hash_plugins(config.reward, root), hash_policy_files(config)
+    )

@@ -15,10 +15,17 @@ from dig_rl.types import RolloutGroup, SampledGroup, Score, ScoreFailure
 _log = logging.getLogger(__name__)
 
 
-def max_failed(groups: Sequence[SampledGroup], max_failed_frac: float) -> int:
-    """How many completions of one step plugins may break on: the budget's fraction, rounded down."""
-    num_completions = sum(len(group.completions) for group in groups)
-    return math.floor(max_failed_frac * num_completions + 1e-9)  # 0.1 * 30 must not round down to 2
+def max_failed(groups: Sequence[SampledGroup], max_failed_frac: float, before: Sequence[RolloutGroup] = ()) -> int:
+    """How many more completions of one step plugins may break on: the budget's fraction of all, rounded down.
+
+    Args:
+        groups: about to be scored.
+        max_failed_frac: the budget.
+        before: scored groups of the same step, in whose place these are sampled; they and their failures count.
+    """
+    num_completions = sum(len(group.completions) for group in [*groups, *(group.sampled for group in before)])
+    num_failed = sum(score is None for group in before for score in group.scores)
+    return math.floor(max_failed_frac * num_completions + 1e-9) - num_failed  # 0.1 * 30 must not round down to 2
 
 
 def refuse_failures(failures: Sequence[ScoreFailure], max_failed: int) -> None:
@@ -29,11 +36,11 @@ def refuse_failures(failures: Sequence[ScoreFailure], max_failed: int) -> None:
     """
     if len(failures) <= max_failed:
         return
-    budget = ""
+    budget = "reward.max_failed_frac allows no more in this step"
     if max_failed:
-        budget = f"; {len(failures)} completions of the step failed, reward.max_failed_frac allows {max_failed}"
+        budget = f"{len(failures)} completions of the step failed, reward.max_failed_frac allows {max_failed}"
     raise PluginError(
-        f"{failures[0].reason}{budget}. Nothing is scored 0 because a plugin broke: fix it, then continue the run "
+        f"{failures[0].reason}; {budget}. Nothing is scored 0 because a plugin broke: fix it, then continue the run "
         "with ALLOW_CHANGED_PLUGINS=1"
     )
 
@@ -48,7 +55,7 @@ def mask_failures(
     """Put groups and their outcomes together.
 
     Args:
-        groups: every group of one step.
+        groups: of one step.
         outcomes: for each group one for each completion.
         stage: curriculum stage of the step.
         max_failed: failures that are masked; one more is an error.

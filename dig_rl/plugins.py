@@ -21,6 +21,14 @@ from dig_rl.types import RewardInput
 
 _Parameter = inspect.Parameter
 
+_OTHER_TRAINERS = {
+    "TRL": {"completions", "prompts", "completion_ids", "trainer_state"},
+    "EasyR1": {"reward_input", "reward_inputs"},
+    "verl": {"data_source", "data_sources", "solution_str", "solution_strs", "extra_info", "extra_infos"},
+    "OpenRLHF": {"queries", "labels"},
+}
+"""Names of the arguments that rewards of other trainers take."""
+
 RewardFunction = Callable[[RewardInput], float]
 """A plugin with its keyword arguments bound; returns a value in [0, 1]."""
 
@@ -43,7 +51,10 @@ def load_plugin(use: str, kwargs: dict[str, Any], root: Path) -> RewardFunction:
     module = _import_file(path, use)
     function = getattr(module, name, None)
     if not inspect.isfunction(function):
-        raise PluginError(f'reward plugin "{use}": {path} has no function "{name}"; it offers {_offered(module)}')
+        is_class = " (a class is none)" if isinstance(function, type) else ""
+        offered = _offered(module)
+        raise PluginError(f'reward plugin "{use}": {path} has no function "{name}"{is_class}; it offers {offered}')
+    _refuse_other_contracts(function, use)
     return functools.partial(function, **_checked_kwargs(function, kwargs, use))
 
 
@@ -86,6 +97,27 @@ def _offered(module: ModuleType) -> str:
     functions = inspect.getmembers(module, inspect.isfunction)
     own = [name for name, function in functions if function.__module__ == module.__name__ and not name.startswith("_")]
     return ", ".join(own) or "no function at all"
+
+
+def _refuse_other_contracts(function: Callable[..., Any], use: str) -> None:
+    """Say what a function written for another trainer takes, and what ours takes."""
+    parameters = list(inspect.signature(function).parameters.values())
+    positional = {parameter.name for parameter in parameters if parameter.kind is not _Parameter.KEYWORD_ONLY}
+    trainers = [trainer for trainer, names in _OTHER_TRAINERS.items() if names & positional]
+    is_ours = bool(parameters) and "RewardInput" in str(parameters[0].annotation)
+    is_delayed = inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function)
+    is_open = any(parameter.kind in (_Parameter.VAR_KEYWORD, _Parameter.VAR_POSITIONAL) for parameter in parameters)
+    if (is_ours or not trainers) and not is_open and not is_delayed:
+        return
+    what = f"looks like a reward of {trainers[0]}" if trainers and not is_ours else "does not keep the contract"
+    code, kind = function.__code__, "async " if inspect.iscoroutinefunction(function) else ""
+    raise PluginError(
+        f'reward plugin "{use}" {what}: expected {code.co_name}(item: RewardInput, *, ...) -> float, a plain function '
+        f"that scores one answer and names its keyword arguments, found {kind}{code.co_name}"
+        f"({', '.join(map(str, parameters))}) in line {code.co_firstlineno} of {code.co_filename}. "
+        "rewards/README.md shows such a function. dig_rl/adapters goes the other way and takes rewards of dig-rl into "
+        'TRL, EasyR1 and verl (docs/rewards.md, "In other trainers")'
+    )
 
 
 def _checked_kwargs(function: Callable[..., Any], kwargs: dict[str, Any], use: str) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def spare_examples(examples: Sequence[Example], drawn: Sequence[Example], *, see
 
 
 def collect_with_refills(
-    collect: Callable[[Sequence[Example]], tuple[list[RolloutGroup], dict[str, float]]],
+    collect: Callable[[Sequence[Example], Sequence[RolloutGroup]], tuple[list[RolloutGroup], dict[str, float]]],
     select: Callable[[Sequence[RolloutGroup]], tuple[list[RolloutGroup], dict[str, int]]],
     examples: Sequence[Example],
     spare: Sequence[Example],
@@ -49,7 +49,7 @@ def collect_with_refills(
     """Sample and score groups until there are as many with signal as pairs in `examples`, or the bound is reached.
 
     Args:
-        collect: samples and scores one group a pair; returns also seconds by phase.
+        collect: samples and scores one group a pair, told the step's groups so far; returns also seconds by phase.
         select: keeps the groups with signal, and counts the others by reason.
         examples: the P pairs of the step.
         spare: further pairs, in the order they are used.
@@ -58,18 +58,17 @@ def collect_with_refills(
     Source:
         Dynamic sampling: DAPO (arXiv 2503.14476), equation 11. There sampling goes on until the batch is full.
     """
-    rounds: list[list[RolloutGroup]] = []
+    everything: list[RolloutGroup] = []
     seconds: Counter[str] = Counter()
-    wanted, used = list(examples), 0
+    wanted, used, num_rounds = list(examples), 0, 0
     while True:
-        groups, phases = collect(wanted)
-        rounds.append(groups)
+        groups, phases = collect(wanted, everything)
+        everything, num_rounds = everything + groups, num_rounds + 1
         seconds.update(phases)
-        everything = [group for one_round in rounds for group in one_round]
         kept, dropped = select(everything)
         missing = len(examples) - len(kept)
         wanted = list(spare[used : used + missing])
-        if len(rounds) > max_refills or not wanted:
+        if num_rounds > max_refills or not wanted:
             break
         used += len(wanted)
     refilled = {"rollout/refilled_groups": float(used), "rollout/missing_groups": float(missing)}

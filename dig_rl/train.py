@@ -31,6 +31,7 @@ from dig_rl.evaluate import evaluate_greedily, figures_by_count
 from dig_rl.inputs import Inputs, read_inputs
 from dig_rl.looks import with_looks
 from dig_rl.metrics import read_metrics, summarise_dropped, summarise_groups
+from dig_rl.policy_files import STATE_KEY, check_policy_files, hash_policy_files
 from dig_rl.progress import TrainProgress
 from dig_rl.recording import cut_recordings, write_recording
 from dig_rl.refill import Collected, collect_with_refills, spare_examples
@@ -63,6 +64,7 @@ def train(config: Config, run: RunFolder, root: Path, *, allow_changed_plugins: 
     inputs = read_inputs(config, root)
     curriculum = inputs.curriculum
     config = with_schedule_length(config, curriculum.total_steps, is_bound=curriculum.is_open)
+    check_policy_files(run.checkpoints, inputs.policy_files, config)
     run.record_plugins(inputs.plugin_hashes, allow_changed=allow_changed_plugins)
     _log.info("starting Ray, vLLM and DeepSpeed; what they print goes to %s", run.logs)
     with Cluster(config.cluster, run.logs, num_actors(config)) as cluster:
@@ -190,8 +192,9 @@ class Training:
         config = self._config
         admitted = [example for example in self._inputs.examples if stage.admits(example)]
         return collect_with_refills(
-            lambda drawn: self._fleet.rollouts.collect(
+            lambda drawn, before: self._fleet.rollouts.collect(
                 with_looks(drawn, config.data.looks, seed=config.seed, step=self._step),
+                before,
                 step=self._step,
                 stage=stage.name,
             ),
@@ -288,6 +291,7 @@ class Training:
             self._fleet.learner.save(folder / "learner")
 
         state = {"curriculum": self._curriculum_state, "plugins": self._inputs.plugin_hashes}
+        state[STATE_KEY] = self._inputs.policy_files or hash_policy_files(self._config)  # a hub's may be here by now
         self._store.save(self._step, write, state, score=self._validation_f1.get(self._step))
         self._saved_step, self._saved_at = self._step, time.monotonic()
         self.summary.write("running")

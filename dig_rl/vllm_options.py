@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from dig_rl.config import Config
+from dig_rl.layers import merge_tables
 
 SERVED_NAME = "policy"
 """Model name of a served policy. Not taken from the checkpoint: lmms-eval drops the token limit and the temperature
@@ -13,7 +14,7 @@ of a model whose name contains o1, o3 or o4, as demo1 does."""
 
 
 def engine_options(config: Config, resize_area_px: dict[str, int]) -> dict[str, Any]:
-    """Options of `vllm.LLM`; the table `rollout.vllm` has the last word.
+    """Options of `vllm.LLM`; the table `rollout.vllm` has the last word, key by key.
 
     Args:
         config: the run.
@@ -41,7 +42,7 @@ def engine_options(config: Config, resize_area_px: dict[str, int]) -> dict[str, 
             "enforce_eager": True,
             "kv_cache_memory_bytes": rollout.kv_cache_gib << 30,
         }
-    return options | rollout.vllm
+    return merge_tables(options, rollout.vllm)
 
 
 def serve_command(

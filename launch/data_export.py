@@ -1,4 +1,4 @@
-"""Write a data folder in the layout of another tool: `make data-export FORMAT= DATA= OUT= CONFIG=`.
+"""Write a data folder in the layout of another tool: `make data-export FORMAT= DATA= OUT= CONFIG= ALLOW_NO_CHANGE=1`.
 
 The folder appears when it is complete; stopped or failed, nothing is left. An existing folder is never overwritten.
 
@@ -39,8 +39,14 @@ def main() -> None:
         parser,
         "--config",
         "for trl and easyr1: TOML files whose policy.path gives the prompt's coordinates and the resize rule, and "
-        "whose data.box_target counts (CONFIG=; default: coordinates in thousandths, boxes of both pictures)",
+        "whose data.box_target and data.allow_no_change count (CONFIG=; default: coordinates in thousandths, boxes of "
+        "both pictures)",
         split_paths,
+    )
+    parser.add_argument(
+        "--allow-no-change",
+        action="store_true",
+        help="for trl and easyr1: take pairs without a change, too, as coco always does (ALLOW_NO_CHANGE=1)",
     )
     options = parser.parse_args(sys.argv[1:] or ["--help"])
     with item_progress("pairs") as show:
@@ -50,21 +56,23 @@ def main() -> None:
             # Imported here: `datasets` and, for a policy, transformers take seconds.
             from dig_rl.exchange.parquet import export_parquet
 
-            asked = _prompt_of(options.config) if options.config else {"box_target": DataConfig().box_target}
+            asked = _asked_of(options.config) if options.config else {"box_target": DataConfig().box_target}
+            asked |= {"allow_no_change": True} if options.allow_no_change else {}
             pairs = export_parquet(options.format, options.data, options.out, **asked, on_progress=show)
     print(f"{options.out}: {pairs} pairs")
     pictures = options.out if (options.out / "images").is_dir() else options.data
     print("open with: " + NEXT[options.format].format(out=options.out, split=next(iter(pairs)), pictures=pictures))
 
 
-def _prompt_of(files: list[str | Path]) -> dict:
-    """What the prompt and the truth depend on, from a config and its policy."""
+def _asked_of(files: list[str | Path]) -> dict:
+    """What is taken, and what the prompt and the truth depend on, from a config and its policy."""
     from dig_rl.policy.load import load_frontend
 
     config = load_config(files)
     frontend = load_frontend(config.policy, config.data.box_target)
     return {
         "box_target": config.data.box_target,
+        "allow_no_change": config.data.allow_no_change,
         "frame": frontend.frame,
         "model_image_size_px": frontend.model_image_size_px,
     }

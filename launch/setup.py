@@ -43,6 +43,8 @@ UNFINISHED = "dig-rl-unfinished"
 HOOK = "dig_rl_torchvision_ops"
 NEEDED_GIB = {"cpu": 9.0, "gpu": 25.0, "blender": 2.5}
 """Free disk space before a first installation: what ends up installed plus the downloads."""
+UNQUOTABLE = re.compile(r"[^\w@%+=:,./-]")
+"""A letter of a path that a shell would not take for itself."""
 PYTHONS = ("python3.11", "python3.12", "python3.13")
 
 
@@ -140,14 +142,14 @@ def create(link: Path, python: Python, keep: bool, needed_gib: float) -> Path:
 
 
 def spaceless(link: Path) -> Path:
-    """Where an environment lives: torch hands its own folder to the linker unquoted, so a space in it breaks builds."""
-    if " " not in str(ROOT):
+    """Where an environment lives: torch hands its own folder to the linker unquoted, which signs of the shell break."""
+    if not UNQUOTABLE.search(str(ROOT)):
         return link
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    if " " in str(caches):
+    if UNQUOTABLE.search(str(caches)):
         raise SetupError(
-            f"both {ROOT} and {caches} have a space in their path, which compiling torch kernels does not survive. "
-            "Point XDG_CACHE_HOME to a folder without one."
+            f"both {ROOT} and {caches} have a space or another sign of the shell in their path, which compiling torch "
+            "kernels does not survive. Point XDG_CACHE_HOME to a folder without one."
         )
     return caches / "dig-rl" / f"{sha256(str(ROOT))[:12]}{link.name}"
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
+import os
+import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -14,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dig_rl.adapters import easyr1, trl, verl
+from dig_rl.adapters import check_environment, easyr1, trl, verl
 from dig_rl.adapters.answer_scorer import AnswerScorer, ground_truth
 from dig_rl.errors import ConfigError, DataError, PluginError
 from dig_rl.types import Example
@@ -63,6 +66,139 @@ def test_trl_conversations_are_read(content: object) -> None:
     function = trl.reward_function("", **OPTIONS)
     completions = [[{"role": "assistant", "content": content}]]
     assert function(completions=completions, completion_ids=[[1]], ground_truth=[TRUTH]) == [TOTALS[1]]
+
+
+@pytest.mark.parametrize(
+    ("completion", "total"),
+    [
+        ([{"role": "assistant", "content": None}], 0.0),  # beside calls of tools
+        (
+            [{"role": "assistant", "content": None, "tool_calls": []}, {"role": "assistant", "content": ANSWERS[1]}],
+            0.625,
+        ),
+        ({"role": "assistant", "content": ANSWERS[1]}, 0.625),
+        (
+            [{"type": "text", "text": ANSWERS[1][:9]}, {"type": "image"}, {"type": "text", "text": ANSWERS[1][9:]}],
+            0.625,
+        ),
+        ([{"role": "assistant", "content": [{"type": "text", "text": None}]}], 0.0),
+        ([{"role": "assistant", "content": []}], 0.0),
+        ([], 0.0),
+        (None, 0.0),
+    ],
+)
+def test_every_shape_of_a_completion_is_read(completion: object, total: float) -> None:
+    function = trl.reward_function("", **OPTIONS)
+    assert function(completions=[completion], ground_truth=[TRUTH]) == [total]
+
+
+def test_a_completion_that_is_no_text_is_refused() -> None:
+    with pytest.raises(DataError, match=r"expected an answer as text, .* found int 7; hand over what the policy wrote"):
+        trl.reward_function("", **OPTIONS)(completions=[7], ground_truth=[TRUTH])
+
+
+def test_token_ids_may_be_missing_and_arguments_may_stand_in_trls_order() -> None:
+    function = trl.reward_function("", **OPTIONS)
+    assert function(completions=ANSWERS, ground_truth=[TRUTH] * 4) == TOTALS
+    assert function(["which?"] * 4, ANSWERS, ground_truth=[TRUTH] * 4) == TOTALS
+    assert function(["which?"] * 4, ANSWERS, [[1]] * 4, [TRUTH] * 4) == TOTALS
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            {"prompts": ["which?"], "completions": ["[]"], "solution": ["x"]},
+            "found prompts, completions, solution; `make",
+        ),
+        ({}, "expected completions and a column ground_truth, .* found nothing"),
+        (
+            {"completions": ["[]"], "ground_truth": []},
+            "found 1 answers, 0 ground truths and 1 lengths; repeat the truth",
+        ),
+        (
+            {"completions": ["[]"], "ground_truth": [TRUTH], "completion_ids": []},
+            "found 1 answers, 1 ground truths and 0 lengths",
+        ),
+    ],
+)
+def test_missing_columns_are_one_message(given: dict[str, Any], told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        trl.reward_function("", **OPTIONS)(**given)
+
+
+def test_a_truth_may_come_parsed() -> None:
+    parsed = json.loads(TRUTH)
+    assert trl.reward_function("", **OPTIONS)(completions=ANSWERS, ground_truth=[parsed] * 4) == TOTALS
+    boxes = np.array(parsed["target_boxes_px"])
+    inputs = [{"response": text, "ground_truth": parsed | {"target_boxes_px": boxes}} for text in ANSWERS]
+    assert [score["overall"] for score in easyr1.compute_score(inputs, **OPTIONS)] == TOTALS
+    assert [verl.compute_score("dig", text, parsed, **OPTIONS)["score"] for text in ANSWERS] == TOTALS  # type: ignore[arg-type]
+
+
+def test_rows_without_an_answer_or_a_truth_are_one_message() -> None:
+    for row, told in (
+        ({"response": "[]", "answer": "x"}, "found the keys response, answer"),
+        ("[]", "found str"),
+    ):
+        with pytest.raises(DataError, match=f"expected response and ground_truth of every answer, {told}"):
+            easyr1.compute_score([row], **OPTIONS)  # type: ignore[list-item]
+
+
+ELSEWHERE = """
+import importlib.abc, importlib.util, json, sys
+folder, truth, allowed = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+
+class Bare(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top not in sys.stdlib_module_names and top not in allowed and not top.startswith("_sysconfigdata"):
+            raise ModuleNotFoundError(f"No module named {top!r}", name=top)
+
+def load(name):
+    spec = importlib.util.spec_from_file_location("custom_" + name, f"{folder}/dig_rl/adapters/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+sys.path = [entry for entry in sys.path if entry not in ("", folder)]
+sys.meta_path.insert(0, Bare())
+sys.modules["pydantic"] = None
+try:
+    load("easyr1")
+except ImportError as error:
+    print(error)
+del sys.modules["pydantic"]
+options = {"frame": "norm1000", "thinking": False}
+answer = "[[100, 100, 200, 200]]"
+print(load("verl").compute_score("dig", answer, truth, **options)["score"])
+print(load("easyr1").compute_score({"response": answer, "ground_truth": truth}, **options)["overall"])
+from dig_rl.adapters.trl import reward_function
+paid = reward_function("launch/configs/rewards/paper.toml", root=folder, **options)
+print(paid([""], [answer], ground_truth=[truth])[0])
+"""
+
+
+def test_another_trainers_environment_needs_little(tmp_path: Path) -> None:
+    """In any folder, from nothing but numpy, scipy and pydantic; where that is missing, one message says so."""
+    allowed = ["dig_rl", "rewards", "numpy", "scipy", "pydantic", "pydantic_core"]
+    allowed += ["annotated_types", "typing_extensions", "typing_inspection"]  # of pydantic
+    truth = ground_truth(replace(EXAMPLE, target_boxes_px=((100.0, 100.0, 200.0, 200.0),), kinds=("add",)))
+    command = [sys.executable, "-c", ELSEWHERE, str(ROOT), truth, json.dumps(allowed)]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    message, *paid = done.stdout.strip().split("\n")
+    assert paid == ["1.0", "1.0", "1.0"]
+    assert message.startswith("the rewards of dig_rl need numpy, scipy, pydantic>=2 and nothing else; this environment")
+    assert message.endswith(f"lacks pydantic>=2: {sys.executable} -m pip install 'pydantic>=2'")
+
+
+def test_an_older_python_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 10, 14))
+    with pytest.raises(ImportError, match=r"need Python 3\.11 or later, found .*run the trainer with such a Python"):
+        check_environment()
 
 
 def test_plugin_sees_length_step_and_pair(tmp_path: Path) -> None:
@@ -135,8 +271,22 @@ def test_thinking_must_be_closed() -> None:
     assert [(score.status, score.total) for score in paid] == [("unfinished_thinking", 0.0), ("ok", 1.0)]
 
 
-@pytest.mark.parametrize("truth", ["", "[]", "{}", '{"pair_id": 1}', json.dumps(json.loads(TRUTH) | {"kinds": 3})])
-def test_a_truth_that_is_not_ours_is_refused(truth: str) -> None:
+@pytest.mark.parametrize(
+    "truth",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"pair_id": 1}',
+        json.dumps(json.loads(TRUTH) | {"kinds": 3}),
+        None,
+        [],
+        {"pair_id": 1},
+        7,
+        "[" * 9999,
+    ],
+)
+def test_a_truth_that_is_not_ours_is_refused(truth: Any) -> None:
     with pytest.raises(DataError, match=r"answer_scorer\.ground_truth"):
         AnswerScorer("", **OPTIONS).score(ANSWERS[:1], [truth])
 

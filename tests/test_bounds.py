@@ -11,6 +11,7 @@ from dig_rl.config import load_config
 from dig_rl.curriculum import load_stages
 from dig_rl.errors import ConfigError
 from dig_rl.policy_limits import check_policy_limits
+from dig_rl.vllm_options import engine_options
 from launch.evaluate import Decoding
 
 STAGES = "".join(f"[[stages]]\nname = '{name}'\ndifferences = [1, 1]\nsteps = 1\n" for name in "ab")
@@ -31,6 +32,8 @@ STAGES = "".join(f"[[stages]]\nname = '{name}'\ndifferences = [1, 1]\nsteps = 1\
         ("reward.time_limit_s=1e7", "reward.time_limit_s: Input should be less than or equal to 1000000"),
         ("cluster.start_timeout_s=1e9", "cluster.start_timeout_s: Input should be less than or equal to 1000000"),
         ("learner.importance_cap=inf", "learner.importance_cap: Input should be a finite number"),
+        ("rollout.vllm={logprobs_mode='raw_logprobs'}", "rollout.vllm: logprobs_mode must be processed_logprobs"),
+        ("rollout.vllm={model='other'}", "rollout.vllm: model is policy.path"),
         ("rollout.group_size=1025", "rollout.group_size: Input should be less than or equal to 1024"),
     ],
 )
@@ -120,3 +123,11 @@ def test_areas_the_wrong_way_round_are_refused(tmp_path: Path) -> None:
 def test_what_is_shipped_fits_its_bounds(repo_root: Path) -> None:
     for name in ("demo", "tiny", "bench"):
         check_policy_limits(load_config([repo_root / f"launch/configs/{name}.toml"], ['policy.path="nano/policy"']))
+
+
+def test_vllms_table_is_merged_key_by_key() -> None:
+    table = "{mm_processor_kwargs={fps=2}, limit_mm_per_prompt={image=4}, enforce_eager=false}"
+    options = engine_options(load_config([], [f"rollout.vllm={table}"]), {"shortest_edge": 1, "longest_edge": 9})
+    assert options["mm_processor_kwargs"] == {"size": {"shortest_edge": 1, "longest_edge": 9}, "fps": 2}
+    assert options["limit_mm_per_prompt"] == {"image": 4, "video": 0}
+    assert options["enforce_eager"] is False and options["logprobs_mode"] == "processed_logprobs"

@@ -140,8 +140,8 @@ def occupied(ports: list[int]) -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_whole_demo_in_a_folder_with_a_space_while_rays_usual_ports_are_taken(tmp_path: Path) -> None:
-    clone = tmp_path / "my clone"
+def test_whole_demo_in_a_folder_with_a_space_and_an_apostrophe_while_rays_usual_ports_are_taken(tmp_path: Path) -> None:
+    clone = tmp_path / "it's my clone"
     listing = subprocess.run(
         ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, capture_output=True, text=True, check=True,

@@ -16,7 +16,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from dig_rl.adapters import easyr1, trl
+from dig_rl.adapters import easyr1, trl, verl
 from dig_rl.boxes import px_to_unit
 from dig_rl.config import PolicyConfig
 from dig_rl.data import load_examples
@@ -118,6 +118,42 @@ def test_parquet_rows_hold_the_pair_and_a_truth_that_pays(
             answer = {"response": exact, "response_length": 1, "ground_truth": row["answer"]}
             total = easyr1.compute_score(answer, **OPTIONS)["overall"]
         assert total > 0.97  # thousandths of a picture of 64 pixels
+
+
+@pytest.mark.parametrize("trainer", ["trl", "easyr1"])
+def test_pairs_without_changes_are_exported_where_they_are_wanted(tmp_path: Path, trainer: Any) -> None:
+    import pyarrow.parquet as pq
+
+    from dig_rl.exchange.parquet import export_parquet
+
+    data = folder_with(tmp_path / "data", pair("p1"), pair("p2", num_differences=0, differences=[]))
+    with pytest.raises(DataError, match=r"pair p2: no difference at all; ALLOW_NO_CHANGE=1 takes such pairs"):
+        export_parquet(trainer, data, tmp_path / "out")
+    assert export_parquet(trainer, data, tmp_path / "out", allow_no_change=True) == {"train": 2}
+    rows = pq.read_table(tmp_path / "out/train.parquet").to_pylist()
+    prompt, truth = ("prompt", "ground_truth") if trainer == "trl" else ("problem", "answer")
+    assert rows[0][prompt] == rows[1][prompt]
+    answers = ["[]", "[[1, 2, 3, 4]]", "none"]
+    for row, expected in zip(rows, ([0.0, 0.1, 0.0], [1.0, 0.0, 0.0]), strict=True):
+        truths = [row[truth]] * 3
+        paid = trl.reward_function("", **OPTIONS)(completions=answers, ground_truth=truths)
+        inputs = [{"response": text, "response_length": 1, "ground_truth": row[truth]} for text in answers]
+        assert paid == [score["overall"] for score in easyr1.compute_score(inputs, **OPTIONS)]
+        assert paid == [
+            score["score"] for score in verl.compute_score_batch([""] * 3, answers, truths, [{}] * 3, **OPTIONS)
+        ]
+        assert paid == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("target", ["data-check", "data-export", "train", "warmup", "doctor", "curriculum-preview"])
+def test_one_switch_takes_pairs_without_changes_everywhere(target: str) -> None:
+    done = subprocess.run(["make", "-n", target, "ALLOW_NO_CHANGE=1"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (line,) = [
+        line for line in done.stdout.replace("\\\n", "").split("\n") if "-m launch." in line and "setup" not in line
+    ]
+    assert "--allow-no-change" in line or "--set data.allow_no_change=true" in line
+    assert target not in ("data-check", "data-export") or "--set" not in line
 
 
 def test_easyr1_finds_the_picture_bytes_where_it_looks(tmp_path: Path, data: Path) -> None:

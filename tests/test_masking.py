@@ -27,6 +27,17 @@ def test_budget_is_a_fraction_of_the_step_rounded_down(frac: float, sizes: list[
     assert max_failed([group(size) for size in sizes], frac) == allowed
 
 
+def test_the_budget_is_the_steps_refills_included() -> None:
+    # 8 completions allow 4 failures at a half; 3 broke, and 2 more are sampled in place of a dropped group.
+    before = mask_failures([group(8)], [(BROKEN,) * 3 + (ONE,) * 5], stage="dual", max_failed=4)
+    assert max_failed([group(2)], 0.5, before) == 2  # of ten completions five, less the three
+    assert max_failed([group(1)], 0.5, before) == 1
+    spent = mask_failures([group(8)], [(BROKEN,) * 4 + (ONE,) * 4], stage="dual", max_failed=4)
+    assert max_failed([group(1)], 0.5, spent) == 0
+    with pytest.raises(PluginError, match=r"pair 7; reward\.max_failed_frac allows no more in this step"):
+        mask_failures([group(1)], [(BROKEN,)], stage="dual", max_failed=0)
+
+
 def test_failures_within_the_budget_are_masked_and_told(caplog: pytest.LogCaptureFixture) -> None:
     sampled = [group(2), group(3)]
     with caplog.at_level(logging.WARNING):

@@ -98,8 +98,8 @@ def test_file_that_does_not_import_says_why(tmp_path: Path, source: str, cause: 
         ("", {}, "must take the RewardInput"),
         ("*, match_iou=0.5", {}, "must take the RewardInput"),
         ("item, match_iou=0.5", {}, r"put a bare \* before match_iou"),
-        ("item, *boxes", {}, r"put a bare \* before boxes"),
-        ("item, **options", {}, r"put a bare \* before options"),
+        ("item, *boxes", {}, r"found f\(item, \*boxes\)"),
+        ("item, **options", {}, r"found f\(item, \*\*options\)"),
         (
             "item, *, match_iou=0.5, power=1",
             {"mach_iou": 0.5},
@@ -145,3 +145,48 @@ def test_hash_is_that_of_the_source(tmp_path: Path) -> None:
     source = "def f(item): return 0.0\n"
     write(tmp_path, source)
     assert plugin_hash("plugin.py:f", tmp_path) == hashlib.sha256(source.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        (
+            "def f(completions, **kwargs): ...",
+            r"looks like a reward of TRL: .*found f\(completions, \*\*kwargs\) in line 2 of",
+        ),
+        ("def f(prompts, completions, answer, **kwargs): ...", "looks like a reward of TRL"),
+        ("async def f(completions, **kwargs): ...", r"found async f\(completions"),
+        (
+            "def f(reward_inputs, format_weight=0.1): ...",
+            r"a reward of EasyR1: .*found f\(reward_inputs, f",
+        ),
+        ("def f(reward_input: dict): ...", "looks like a reward of EasyR1"),
+        ("def f(data_source, solution_str, ground_truth, extra_info=None): ...", "looks like a reward of verl"),
+        ("def f(queries, prompts, labels): ...", "looks like a reward of"),
+        ("def f(item, **options): ...", r"does not keep the contract: .*found f\(item, \*\*options\)"),
+        ("def f(*everything): ...", r"does not keep the contract: .*found f\(\*everything\)"),
+        ("async def f(item): ...", r"does not keep the contract: .*found async f\(item\)"),
+        ("def f(item):\n    yield 1.0", "does not keep the contract"),
+        ("class f: ...", r'has no function "f" \(a class is none\); it offers no function at all'),
+    ],
+)
+def test_a_reward_of_another_trainer_is_told_what_is_expected(tmp_path: Path, source: str, found: str) -> None:
+    write(tmp_path, "# a comment\n" + source)
+    with pytest.raises(PluginError, match=found) as raised:
+        load_plugin("plugin.py:f", {}, tmp_path)
+    if "class" not in source:
+        for words in (
+            "expected f(item: RewardInput, *, ...) -> float",
+            "plugin.py",
+            "rewards/README.md",
+            "dig_rl/adapters",
+        ):
+            assert words in str(raised.value)
+
+
+def test_an_annotated_argument_may_have_any_name(tmp_path: Path) -> None:
+    source = "from dig_rl.types import RewardInput\ndef f(completions: RewardInput, *, labels: int = 1): return 0.5"
+    write(tmp_path, source)
+    assert load_plugin("plugin.py:f", {"labels": 2}, tmp_path)(ITEM) == 0.5
+    write(tmp_path, "def f(item, *, labels=1): return 0.25")
+    assert load_plugin("plugin.py:f", {"labels": 2}, tmp_path)(ITEM) == 0.25

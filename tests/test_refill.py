@@ -23,7 +23,10 @@ class Sampler:
     def __init__(self) -> None:
         self.rounds: list[list[str]] = []
 
-    def __call__(self, examples: Sequence[Example]) -> tuple[list[RolloutGroup], dict[str, float]]:
+    def __call__(
+        self, examples: Sequence[Example], before: Sequence[RolloutGroup]
+    ) -> tuple[list[RolloutGroup], dict[str, float]]:
+        assert names(before).split() == [name for one_round in self.rounds for name in one_round]
         self.rounds.append([example.pair_id for example in examples])
         groups = []
         for example in examples:

@@ -19,6 +19,7 @@ from dig_rl import train as loop
 from dig_rl.algo.batch import TrainingGroup
 from dig_rl.config import Config, load_config
 from dig_rl.curriculum import open_curriculum
+from dig_rl.errors import CheckpointError
 from dig_rl.metrics import read_metrics
 from dig_rl.run_folder import RunFolder
 from dig_rl.summary import read_summary
@@ -55,7 +56,9 @@ class Engines:
             self._stop = None  # the checkpoint that follows is left alone
             raise KeyboardInterrupt
 
-    def _collect(self, examples: Sequence[Example], *, step: int, stage: str) -> tuple[list[RolloutGroup], dict]:
+    def _collect(
+        self, examples: Sequence[Example], before: Sequence[RolloutGroup], *, step: int, stage: str
+    ) -> tuple[list[RolloutGroup], dict]:
         self._step = step + 1
         self.draws.append((self._step, [example.pair_id for example in examples]))
         self._reach("collect")
@@ -91,7 +94,13 @@ def answer_greedily(_: Any, split: str, *__: Any) -> tuple[dict[str, float], dic
     return dict(FIGURES), {f"{split}/{name}": value for name, value in FIGURES.items()}, []
 
 
-def train(folder: Path, curriculum: str, monkeypatch: pytest.MonkeyPatch, stop: tuple[int, str] | None) -> Engines:
+def train(
+    folder: Path,
+    curriculum: str,
+    monkeypatch: pytest.MonkeyPatch,
+    stop: tuple[int, str] | None,
+    policy_files: dict[str, str] | None = None,
+) -> Engines:
     """Begin or continue the run; returns the engines it talked to."""
     settings = [f'curriculum="{curriculum}"', f"checkpoint.every_steps={EVERY}"]
     config = load_config([ROOT / "launch/configs/tiny.toml"], settings)
@@ -103,7 +112,7 @@ def train(folder: Path, curriculum: str, monkeypatch: pytest.MonkeyPatch, stop: 
     ]
     source = open_curriculum(config, examples, ROOT)
     engines = Engines(stop)
-    monkeypatch.setattr(loop, "read_inputs", lambda *_: loop.Inputs(examples, [], [], source, {}))
+    monkeypatch.setattr(loop, "read_inputs", lambda *_: loop.Inputs(examples, [], [], source, {}, policy_files or {}))
     monkeypatch.setattr(loop, "Cluster", lambda *_: nullcontext())
     monkeypatch.setattr(loop, "launch_fleet", lambda *_: engines)
     monkeypatch.setattr(loop.Training, "_answer_greedily", answer_greedily)
@@ -157,3 +166,14 @@ def test_a_run_stopped_in_each_stage_draws_and_measures_as_if_it_had_not_been(
     for step, pairs in drawn:
         assert pairs == expected[step], step
     assert measured(tmp_path / "stopped") == measured(tmp_path / "peaceful")
+
+
+def test_a_run_continues_from_the_policy_that_it_began_with_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curriculum = "curricula/staged.toml"
+    train(tmp_path, curriculum, monkeypatch, (EVERY + 1, "collect"), {"model.safetensors": "one"})
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: sha256 one -> another"):
+        train(tmp_path, curriculum, monkeypatch, (EVERY + 2, "collect"), {"model.safetensors": "another"})
+    again = train(tmp_path, curriculum, monkeypatch, (EVERY + 2, "collect"), {"model.safetensors": "one"})
+    assert again.draws[0][0] == EVERY + 1

@@ -37,7 +37,9 @@ class Engines:
         self.policy = SimpleNamespace(engine="none", frame="norm1000", prompt="Find it.")
         self.cluster = SimpleNamespace(ray_version="none")
 
-    def _collect(self, examples: Sequence[Example], *, step: int, stage: str) -> tuple[list[RolloutGroup], dict]:
+    def _collect(
+        self, examples: Sequence[Example], before: Sequence[RolloutGroup], *, step: int, stage: str
+    ) -> tuple[list[RolloutGroup], dict]:
         self.asked.append([example.pair_id for example in examples])
         groups = []
         for example in examples:

@@ -43,9 +43,15 @@ class Rollouts:
         self._reward_services = reward_services
 
     def collect(
-        self, examples: Sequence[Example], *, step: int, stage: str
+        self, examples: Sequence[Example], before: Sequence[RolloutGroup], *, step: int, stage: str
     ) -> tuple[list[RolloutGroup], dict[str, float]]:
         """Sample and score one group for each pair, in order.
+
+        Args:
+            examples: pairs.
+            before: groups that the same step has already; the budget of failures is the step's.
+            step: number of finished steps.
+            stage: curriculum stage of the step.
 
         Returns:
             The groups, and seconds by phase (`timing/generate_s`, `timing/score_s`).
@@ -57,7 +63,7 @@ class Rollouts:
         seeds = group_seeds(self._run_seed, step, examples)
         sampled = self._deal(self._workers, "sample_groups", list(examples), seeds)
         generated = time.perf_counter()
-        allowed = max_failed(sampled, self._max_failed_frac)
+        allowed = max_failed(sampled, self._max_failed_frac, before)
         slim = [_without_logprobs(group) for group in sampled]
         outcomes = self._deal(self._reward_services, "score_groups", slim, step=step, stage=stage, max_failed=allowed)
         groups = mask_failures(sampled, outcomes, stage=stage, max_failed=allowed)

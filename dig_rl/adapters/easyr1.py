@@ -11,10 +11,17 @@ Source: EasyR1, `verl/workers/reward/function.py`: `RewardInput`, `RewardScore`,
 from __future__ import annotations
 
 import functools
+import importlib.util
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, overload
 
-from dig_rl.adapters.answer_scorer import AnswerScorer
+# Loaded by path, in an environment that dig-rl is not installed in, this file finds the rest beside itself.
+if importlib.util.find_spec("dig_rl") is None:
+    sys.path.append(str(Path(__file__).resolve().parents[2]))
+
+from dig_rl.adapters.answer_scorer import AnswerScorer, columns_of
 from dig_rl.parsing import CoordinateFrame
 from dig_rl.types import Score
 
@@ -53,7 +60,7 @@ def compute_score(
     """Score a batch (`reward_type: batch`) or one answer (`reward_type: sequential`).
 
     Args:
-        reward_inputs: `response`, `response_length` and `ground_truth` of each answer.
+        reward_inputs: `response`, `ground_truth` and, where it is known, `response_length` of each answer.
         frame: coordinate convention of the policy's family.
         thinking: the policy thinks before it answers.
         reward: as in `AnswerScorer`.
@@ -67,11 +74,9 @@ def compute_score(
         PluginError: a plugin cannot be loaded or breaks its contract.
     """
     batch = [reward_inputs] if isinstance(reward_inputs, Mapping) else reward_inputs
-    scores = _scorer(reward, frame=frame, thinking=thinking, root=root).score(
-        [item["response"] for item in batch],
-        [item["ground_truth"] for item in batch],
-        [item["response_length"] for item in batch],
-    )
+    responses, truths = columns_of(batch, ("response", "ground_truth"))
+    lengths = [item.get("response_length", 0) for item in batch]
+    scores = _scorer(reward, frame=frame, thinking=thinking, root=root).score(responses, truths, lengths)
     results = [_as_easyr1(score) for score in scores]
     return results[0] if isinstance(reward_inputs, Mapping) else results
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dig_rl.adapters.answer_scorer import AnswerScorer
+from dig_rl.errors import DataError
 from dig_rl.parsing import CoordinateFrame
 
 
@@ -35,28 +36,29 @@ def reward_function(
     scorer = AnswerScorer(reward, frame=frame, thinking=thinking, root=root, prompt=prompt)
 
     def score(
-        completions: Sequence[Any],
-        completion_ids: Sequence[Sequence[int]],
-        ground_truth: Sequence[str],
+        prompts: Sequence[Any] | None = None,
+        completions: Sequence[Any] | None = None,
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        ground_truth: Sequence[Any] | None = None,
         trainer_state: Any = None,
         log_metric: Callable[[str, float], None] | None = None,
-        **_columns: Any,
+        **columns: Any,
     ) -> list[float]:
+        if completions is None or ground_truth is None:
+            given = {"prompts": prompts, "completions": completions, "ground_truth": ground_truth, **columns}
+            found = ", ".join(name for name, value in given.items() if value is not None) or "nothing"
+            raise DataError(
+                f"expected completions and a column ground_truth, as TRL hands them over by name, found {found}; "
+                "`make data-export FORMAT=trl` writes such a data set, and "
+                "dig_rl.adapters.answer_scorer.ground_truth(example) one value of the column"
+            )
         step = trainer_state.global_step if trainer_state is not None else 0
-        texts = [_text(completion) for completion in completions]
-        scores = scorer.score(texts, ground_truth, [len(ids) for ids in completion_ids], step)
-        if log_metric is not None:
+        lengths = None if completion_ids is None else [len(ids) for ids in completion_ids]
+        scores = scorer.score(completions, ground_truth, lengths, step)
+        if log_metric is not None and scores:
             for term in scores[0].terms:
                 log_metric(f"reward/{term}", sum(score.terms[term] for score in scores) / len(scores))
         return [score.total for score in scores]
 
     score.__name__ = reward.rpartition(":")[2] or "dig_rl"  # what TRL calls it in its logs
     return score
-
-
-def _text(completion: Any) -> str:
-    """What was written: TRL passes text, or the messages of a conversation whose content is text or parts."""
-    if isinstance(completion, str):
-        return completion
-    content = completion[-1]["content"]
-    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)

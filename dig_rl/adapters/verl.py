@@ -13,8 +13,15 @@ Source: verl, `verl/trainer/ppo/reward.py` and `verl/workers/reward_manager/{nai
 from __future__ import annotations
 
 import functools
+import importlib.util
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+# Loaded by path, in an environment that dig-rl is not installed in, this file finds the rest beside itself.
+if importlib.util.find_spec("dig_rl") is None:
+    sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from dig_rl.adapters.answer_scorer import AnswerScorer
 from dig_rl.parsing import CoordinateFrame

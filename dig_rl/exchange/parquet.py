@@ -39,6 +39,7 @@ def export_parquet(
     out: Path,
     *,
     box_target: BoxTarget = "union",
+    allow_no_change: bool = False,
     frame: CoordinateFrame = "norm1000",
     model_image_size_px: Callable[[tuple[int, int]], tuple[int, int]] | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
@@ -52,6 +53,7 @@ def export_parquet(
         data_dir: data folder; its pictures are checked.
         out: folder to make; must not exist.
         box_target: which image a box refers to; said in the prompt.
+        allow_no_change: accept pairs without any difference; the prompt is the same, and the empty list is right.
         frame: coordinate convention of the policy's family.
         model_image_size_px: (width, height) after the policy's resize rule, from the stored one; needed for
             `absolute_px`.
@@ -69,9 +71,11 @@ def export_parquet(
             "answers in pixels of the resized image need the policy's resize rule; name a config with policy.path"
         )
     resized = model_image_size_px or (lambda size: size)
-    present = {record.split for _line, record in read_records(data_dir)}
+    present = {record.split for _line, record in read_records(data_dir, allow_no_change=allow_no_change)}
     splits = {
-        split: load_examples(data_dir, split, box_target=box_target) for split in get_args(Split) if split in present
+        split: load_examples(data_dir, split, allow_no_change=allow_no_change, box_target=box_target)
+        for split in get_args(Split)
+        if split in present
     }
     total, done = sum(map(len, splits.values())), 0
     text = instruction(box_target, frame)
