@@ -43,8 +43,8 @@ def json_lines(contents: bytes) -> list[bytes]:
     """Lines of a JSON Lines file, without a byte order mark and blank lines at the end.
 
     Line feeds alone end a line: an answer may hold whatever else `str.splitlines` splits at, such as U+2028. A carriage
-    return before a line feed stays; JSON takes it for white space. A last line without its line feed
-    is a line, too: whether it was torn, only its reader can tell.
+    return before a line feed stays; JSON takes it for white space. A last line without its line feed is a line, too:
+    whether it was torn, only its reader can tell.
     """
     lines = contents.removeprefix(codecs.BOM_UTF8).split(b"\n")
     while lines and not lines[-1].strip():

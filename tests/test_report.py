@@ -294,6 +294,15 @@ def test_intervals_and_the_paired_difference_stand_in_the_table(tmp_path: Path) 
     assert "<small>better</small>" in text and "95% bootstrap" in text
 
 
+def test_a_change_between_other_pairs_is_not_taken_for_the_policys(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path, steps=2, pairs=12)
+    notice = "The pairs answered before and after training are not the same"
+    assert notice not in page_of(run_dir)
+    answers = run_dir / "heldout/predictions_after.jsonl"
+    answers.write_text(answers.read_text().replace("test-003", "test-300"))
+    assert notice in page_of(run_dir)
+
+
 def test_validation_has_curves(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path, steps=4)
     assert "F1 by number of changes" not in page_of(run_dir)

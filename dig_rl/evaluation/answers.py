@@ -199,6 +199,6 @@ def _some(pair_ids: Sequence[str]) -> str:
 
 def _refuse(source: str, problem: str) -> NoReturn:
     raise DataError(
-        f"{source} {problem}; name the data folder, split and box target that the answers were given to, or make them "
-        "anew with `make eval CHECKPOINT=`"
+        f"{source} {problem}; name the data folder, split, box target and evaluation.max_pairs that the answers were "
+        "given to, or make them anew with `make eval CHECKPOINT=`"
     )

@@ -158,10 +158,11 @@ def _heldout_bounds(heldout: Path, match_iou: float) -> tuple[dict[str, dict[str
         return {}, f"The held-out table has no intervals: {error}."
     found = {moment: intervals(pairs[moment], match_iou) for moment in moments}
     changes = paired_differences(pairs["before"], pairs["after"], match_iou) if len(pairs) == 2 else {}
+    unlike = "The pairs answered before and after training are not the same, so no change in the table is the policy's."
     return {
         name: {**{moment: found[moment][name] for moment in moments}, "change": changes.get(name)}
         for name in HELDOUT_LABELS
-    }, None
+    }, unlike if len(pairs) == 2 and not changes else None
 
 
 def match_rule(config: dict[str, Any]) -> MatchRule:
