@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from dig_rl.bounds import Gpus, MemoryGib, Seconds, Seed, Temperature, VllmTable
-from dig_rl.deepspeed_options import check_table, names_a_rate
+from dig_rl.deepspeed_options import check_table, names_a_rate, without_auto
 from dig_rl.layers import build, read_layers
+from dig_rl.precision import check_precision
 from dig_rl.types import BoxTarget
 
 Advantage = Literal["group_norm", "group_mean", "leave_one_out"]
@@ -39,7 +40,7 @@ class PolicyConfig(_Section):
     thinking: bool = False
     """The policy writes `<think>...</think>` before its answer."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Compute type of sampler and learner; float32 on CPUs."""
+    """Compute type of sampler and learner; float32 on CPUs. In both, logits and sums of gradients are float32."""
     min_pixels: int | None = Field(None, ge=1)
     """Smallest image area after the resize rule; None keeps the policy folder's own value."""
     max_pixels: int | None = Field(None, ge=1)
@@ -148,7 +149,7 @@ class RolloutConfig(_Section):
     num_gpus: Gpus = 0
     """GPUs that Ray reserves for one worker."""
     vllm: VllmTable = {}
-    """Options of `vllm.LLM`, passed through."""
+    """Options of `vllm.LLM`, merged key by key over what dig-rl fills in."""
 
 
 class LoraConfig(_Section):
@@ -366,6 +367,11 @@ class Config(_Section):
                 f"rollout.max_completion_tokens ({self.rollout.max_completion_tokens}) must be below "
                 f"rollout.max_model_len ({self.rollout.max_model_len}): the prompt needs room"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _engines_compute_alike(self) -> Config:
+        check_precision(self.policy.dtype, without_auto(self.learner.deepspeed), self.rollout.vllm)
         return self
 
 

@@ -8,6 +8,7 @@ from dig_rl.config import Config
 from dig_rl.deepspeed_options import SCHEDULES, find_optimizer, without_auto
 from dig_rl.errors import ConfigError
 from dig_rl.layers import merge_tables
+from dig_rl.precision import sums_table
 
 _TRAINERS_OWN = (
     "optimizer",
@@ -37,9 +38,7 @@ def learner_table(config: Config, world_size: int) -> dict[str, Any]:
         "zero_optimization": {"stage": 1},
         "steps_per_print": 1 << 30,
     }
-    if config.policy.dtype == "bfloat16":
-        table["bf16"] = {"enabled": True}
-    merged = merge_tables(table, stated)
+    merged = merge_tables(table | sums_table(config.policy.dtype), stated)
     if schedule := stated.get("scheduler"):
         peak = SCHEDULES[schedule["type"]].peak
         # A warm-up told None takes the rates that the optimiser's groups have; Muon may have two.

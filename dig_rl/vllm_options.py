@@ -7,6 +7,7 @@ from typing import Any
 
 from dig_rl.config import Config
 from dig_rl.layers import merge_tables
+from dig_rl.precision import head_overrides
 
 SERVED_NAME = "policy"
 """Model name of a served policy. Not taken from the checkpoint: lmms-eval drops the token limit and the temperature
@@ -33,6 +34,8 @@ def engine_options(config: Config, resize_area_px: dict[str, int]) -> dict[str, 
         "generation_config": "vllm",  # sampling comes from our config alone, not from the policy folder
         "trust_remote_code": False,
     }
+    if overrides := head_overrides(config.policy.dtype):
+        options["hf_overrides"] = overrides
     if rollout.num_gpus == 0:
         options |= {
             # Seeded sampling fails on partly prefilled requests on the CPU, so every prompt is prefilled whole.

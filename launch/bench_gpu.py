@@ -27,6 +27,7 @@ from transformers import PreTrainedModel, Qwen3VLConfig, Qwen3VLForConditionalGe
 from dig_rl.algo.batch import TrainingGroup
 from dig_rl.algo.packing import micro_batches, pack
 from dig_rl.config import Config, load_config
+from dig_rl.deepspeed_table import learner_table
 from dig_rl.errors import ConfigError
 from dig_rl.policy.build import SmallPolicyConfig, build_processor
 from dig_rl.policy.load import FLEX_ATTENTION, PolicyFrontend, load_frontend
@@ -91,7 +92,7 @@ def measure(
     model, frontend, config = build(arguments.size, tuple(arguments.image), folder, device, flex=flex)
     group = make_group(frontend, folder, tuple(arguments.image), arguments.group_size, arguments.completion_tokens)
     scorer = PolicyScorer(model, frontend, config).to(device)
-    forward, backward_and_step, engine_name = make_engine(scorer)
+    forward, backward_and_step, engine_name = make_engine(scorer, config)
     passes = micro_batches([group], max_tokens=arguments.micro_batch_tokens, shared_prefix=shared_prefix, one_row=flex)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -109,8 +110,8 @@ def measure(
     step_s = median(seconds[3:])
     num_tokens = sum(part.num_tokens for batch in passes for part in batch)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    # 2 FLOPs a weight and token forward, 4 backward; attention, the vision tower's own patches and recomputation are
-    # not counted, so this is a lower bound of what the device did.
+    # 2 FLOPs a weight and token forward, 4 backward, as is customary: an estimate. Attention and recomputation are not
+    # counted; the vision tower and the head are, at every token, though few pass them.
     tflops = 6 * parameters * num_tokens / step_s / 1e12
     return {
         "layout": "shared prefix" if shared_prefix else "a prompt for every completion",
@@ -191,7 +192,9 @@ def make_group(
     )
 
 
-def make_engine(scorer: PolicyScorer) -> tuple[Callable[..., Any], Callable[[torch.Tensor, bool], None], str]:
+def make_engine(
+    scorer: PolicyScorer, config: Config
+) -> tuple[Callable[..., Any], Callable[[torch.Tensor, bool], None], str]:
     """What computes forward, what takes a loss backward (and a step after the last pass), and its name."""
     parameters = list(scorer.parameters())
     if importlib.util.find_spec("deepspeed") is None:
@@ -214,13 +217,7 @@ def make_engine(scorer: PolicyScorer) -> tuple[Callable[..., Any], Callable[[tor
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "29511",
     }
-    table = {
-        "train_micro_batch_size_per_gpu": 1,
-        "managed_gradient_accumulation": False,
-        "bf16": {"enabled": True},
-        "zero_optimization": {"stage": 1},
-        "optimizer": {"type": "AdamW", "params": {"lr": 1e-6, "torch_adam": True}},
-    }
+    table = learner_table(config, world_size=1)
     engine, *_ = deepspeed.initialize(model=scorer, model_parameters=parameters, config=table)
 
     def with_deepspeed(loss: torch.Tensor, is_last: bool) -> None:
@@ -228,7 +225,7 @@ def make_engine(scorer: PolicyScorer) -> tuple[Callable[..., Any], Callable[[tor
         if is_last:
             engine.step()
 
-    return engine, with_deepspeed, f"deepspeed {deepspeed.__version__}, ZeRO 1, float32 master weights"
+    return engine, with_deepspeed, f"deepspeed {deepspeed.__version__}, ZeRO 1, float32 master weights and sums"
 
 
 if __name__ == "__main__":

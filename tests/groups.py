@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from dig_rl.algo.batch import TrainingGroup
-from dig_rl.policy.load import PolicyFrontend
+from dig_rl.config import PolicyConfig
+from dig_rl.policy.load import PolicyFrontend, load_frontend
 from dig_rl.types import Example
 
 
@@ -29,6 +31,20 @@ def make_group(frontend: PolicyFrontend, example: Example, lengths: list[int], s
     prompt = tuple(frontend.encode(example)["input_ids"][0].tolist())
     rollout = tuple((-1.0,) * length for length in lengths)
     return TrainingGroup(example, prompt, completions, rollout, tuple(rng.normal(size=len(lengths)).tolist()))
+
+
+def varied_groups(policy: Path, folder: Path) -> list[TrainingGroup]:
+    """Images of different sizes, 1 to 16 completions, some cut off and some of one token; 23 in all."""
+    frontend = load_frontend(PolicyConfig(path=str(policy)), "union")
+    made = [((96, 64), [5, 12, 1, 20]), ((64, 64), [30, 3]), ((48, 80), [4] * 16), ((96, 64), [1])]
+    groups = [
+        make_group(frontend, make_pair(folder, size, seed), lengths, seed) for seed, (size, lengths) in enumerate(made)
+    ]
+    # About as likely under the policy as under the sampler.
+    return [
+        replace(group, logprobs_rollout=tuple((-6.0,) * len(row) for row in group.completion_token_ids))
+        for group in groups
+    ]
 
 
 def tiny_group(lengths: list[int]) -> TrainingGroup:

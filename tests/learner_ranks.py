@@ -9,8 +9,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 
 from dig_rl.algo.batch import TrainingGroup, make_minibatches
 from dig_rl.config import Config
@@ -25,6 +28,10 @@ class Job:
     batches: list[list[TrainingGroup]]
     stages: list[Config] = field(default_factory=list)
     """Settings that each batch is learned under, where they are not the run's."""
+    engine: Literal["deepspeed", "float64"] = "deepspeed"
+    """float64 takes DeepSpeed's place with sums in float64, and moves no weight."""
+    keep_float32: bool = False
+    """Whether the float32 weights behind bfloat16 ones are kept; ZeRO 0 writes none."""
 
 
 @dataclass
@@ -37,6 +44,12 @@ class Outcome:
     """Before, between and after the batches, in Hugging Face names."""
     has_reference: bool = False
     """Whether a second model was loaded."""
+    optimizer: str = ""
+    """DeepSpeed's, by the name of its class."""
+    gradients: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Of the last update, in float64; of the engine `float64` alone."""
+    float32_weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    """After the last batch."""
 
 
 def run_jobs(jobs: Mapping[str, Job], world_size: int, folder: Path) -> dict[str, Outcome]:
@@ -65,10 +78,15 @@ def run_jobs(jobs: Mapping[str, Job], world_size: int, folder: Path) -> dict[str
 
 
 def _run(job: Job, rank: int, world_size: int, port: int) -> Outcome:
-    from dig_rl.actors.learner import Learner
+    from dig_rl.actors.learner import Learner, _join_process_group
+    from tests.float64_sums import float64_learner
 
-    learner = Learner(job.config, rank, world_size)
-    learner.join(("127.0.0.1", port))
+    if job.engine == "float64":
+        _join_process_group(rank, world_size, ("127.0.0.1", port))
+        learner = float64_learner(job.config, rank, world_size)
+    else:
+        learner = Learner(job.config, rank, world_size)
+        learner.join(("127.0.0.1", port))
     outcome = Outcome(has_reference=learner._reference is not None)
 
     def weights() -> dict[str, torch.Tensor]:
@@ -81,8 +99,28 @@ def _run(job: Job, rank: int, world_size: int, port: int) -> Outcome:
         shares = make_minibatches(batch, num_minibatches=job.config.learner.num_minibatches, num_ranks=world_size)
         outcome.statistics.append(learner.step(shares[rank]))
         outcome.weights.append(weights())
+    if job.engine == "float64":
+        outcome.gradients = learner._engine.gradients
+    else:
+        outcome.optimizer = type(learner._engine.optimizer).__name__
+    if job.keep_float32:
+        outcome.float32_weights = _float32_weights(learner)
     learner._engine.destroy()
     return outcome
+
+
+def _float32_weights(learner: Any) -> dict[str, torch.Tensor]:
+    """What a checkpoint of all ranks holds."""
+    from dig_rl.actors.learner_files import consolidated_weights
+
+    with TemporaryDirectory() as own:
+        folders: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(folders, own)
+        learner.save(folders[0])
+        dist.barrier()
+        weights = consolidated_weights(Path(folders[0]), torch.float32) if dist.get_rank() == 0 else {}
+        dist.barrier()
+    return weights
 
 
 def main() -> None:

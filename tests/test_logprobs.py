@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dig_rl.algo.logprobs import LogprobHead
+from launch.benchmarks.head_precision import measure
 from tests.tiny import ROOT
 
 BIAS = torch.zeros(50)
@@ -61,6 +62,56 @@ def test_bfloat16_sums_the_weight_gradient_of_many_chunks_exactly_enough() -> No
     LogprobHead(linear, torch.zeros(50), 1)(hidden, target, 1.0)[0].sum().backward()
     gradient = linear.weight.grad
     assert gradient is not None and gradient[1, 0].item() == pytest.approx(512 * (1 - 1 / 50), rel=0.01)
+
+
+@pytest.mark.parametrize("chunk_tokens", [7, 100])
+def test_float32_is_bit_for_bit_the_plain_formula(chunk_tokens: int) -> None:
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(16, 50, bias=False)
+    hidden, target = torch.randn(30, 16, requires_grad=True), torch.randint(0, 50, (30,))
+    slopes = torch.randn(30)
+    found = LogprobHead(linear, BIAS, chunk_tokens)(hidden, target, 0.7)
+    gradients = torch.autograd.grad((found[0] * slopes).sum(), [hidden, linear.weight])
+    by_weight, starts = torch.zeros_like(linear.weight), range(0, 30, chunk_tokens)
+    for chunk in (slice(start, start + chunk_tokens) for start in starts):
+        with torch.no_grad():
+            logits = (hidden[chunk] @ linear.weight.T).add_(BIAS).div_(0.7)
+            total = logits.logsumexp(-1, keepdim=True)
+            at_target = logits.gather(-1, target[chunk, None])
+            by_logits = -(logits - total).exp()
+            by_logits[torch.arange(len(by_logits)), target[chunk]] += 1
+            by_logits *= (slopes[chunk] / 0.7)[:, None]
+            by_weight += by_logits.T @ hidden[chunk]
+            assert torch.equal(found[0][chunk], (at_target - total)[:, 0])
+            assert torch.equal(found[1][chunk], total[:, 0] - ((logits - total).exp() * logits).sum(-1))
+            assert torch.equal(gradients[0][chunk], by_logits @ linear.weight)
+    assert torch.equal(gradients[1], by_weight)
+
+
+def test_logits_of_a_real_vocabulary_are_not_rounded_to_bfloat16() -> None:
+    errors = measure(128, tokens=24)
+    assert errors["float32"]["max"] < 1e-4 and errors["float32"]["k3"] < 1e-8
+    # What rounding costs, or this test would prove nothing.
+    assert errors["bfloat16"]["rms"] > 0.02 and errors["bfloat16"]["k3"] > 1e-4
+
+
+@pytest.mark.parametrize("columns", [16_384, 16, 50])
+def test_bfloat16_gives_the_values_and_gradients_of_float64(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever part of a vocabulary of 50 words is in float32 at one time."""
+    monkeypatch.setattr("dig_rl.algo.logprobs.COLUMNS", columns)
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(16, 50, bias=False).bfloat16()
+    hidden, target = (4 * torch.randn(30, 16)).bfloat16().requires_grad_(), torch.randint(0, 50, (30,))
+    slopes = torch.randn(30, dtype=torch.float64)
+    found = LogprobHead(linear, BIAS, 7)(hidden, target, 0.7)
+    gradients = torch.autograd.grad((found[0] * slopes).sum(), [hidden, linear.weight])
+    exact = [hidden.detach().double().requires_grad_(), linear.weight.detach().double().requires_grad_()]
+    logprobs, entropy = whole_softmax(*exact, target)
+    torch.testing.assert_close(found[0].double(), logprobs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[1].double(), entropy, atol=1e-5, rtol=0)
+    for one, other in zip(gradients, torch.autograd.grad((logprobs * slopes).sum(), exact), strict=True):
+        assert one.dtype == torch.bfloat16
+        assert float((one.double() - other).norm() / other.norm()) < 4e-3  # half of bfloat16's last digit, twice
 
 
 def peak_mib(num_tokens: int) -> float:

@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+from deepspeed.utils.zero_to_fp32 import (
+    _get_fp32_state_dict_from_zero2_checkpoint,
+    get_fp32_state_dict_from_zero_checkpoint,
+    get_model_state_files,
+    get_optim_files,
+    parse_model_states,
+)
 
 from dig_rl.errors import CheckpointError
 
@@ -68,7 +74,7 @@ def consolidated_weights(folder: Path, dtype: torch.dtype) -> dict[str, torch.Te
             found = torch.load(undivided, map_location="cpu", mmap=True, weights_only=False)["module"]
         if any((folder / DEEPSPEED_TAG).glob("*_optim_states.pt")):
             with contextlib.redirect_stdout(io.StringIO()):  # it tells of every file
-                found |= get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=DEEPSPEED_TAG, lazy_mode=True)
+                found |= _float32_weights(folder)
         return {
             name.removeprefix(_SCORER_PREFIX): tensor.contiguous().to(dtype, copy=True)
             for name, tensor in found.items()
@@ -78,3 +84,28 @@ def consolidated_weights(folder: Path, dtype: torch.dtype) -> dict[str, torch.Te
             f"DeepSpeed's files in {folder / DEEPSPEED_TAG} cannot be put together: {type(error).__name__}: {error}; "
             "name another checkpoint"
         ) from error
+
+
+def _float32_weights(folder: Path) -> dict[str, Any]:
+    """DeepSpeed's float32 weights, from the parts of all ranks."""
+    files = str(folder / DEEPSPEED_TAG)
+    parts = [
+        torch.load(file, map_location="cpu", mmap=True, weights_only=False)["optimizer_state_dict"]
+        for file in get_optim_files(files)
+    ]
+    if "zero_stage" in parts[0]:
+        weights: dict[str, Any] = get_fp32_state_dict_from_zero_checkpoint(
+            str(folder), tag=DEEPSPEED_TAG, lazy_mode=True
+        )
+        return weights
+    # What sums bfloat16 gradients in float32 under stage 1 writes the same parts and does not say the stage, without
+    # which DeepSpeed's tool takes nothing.
+    if len(parts) != max(parts[0]["partition_count"]):
+        raise ValueError(f"expected files of {max(parts[0]['partition_count'])} ranks, found {len(parts)}")
+    weights = _get_fp32_state_dict_from_zero2_checkpoint(
+        len(parts),
+        [[flat.detach() for flat in part["single_partition_of_fp32_groups"]] for part in parts],
+        parse_model_states(get_model_state_files(files)),
+        False,
+    )
+    return weights

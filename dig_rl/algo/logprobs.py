@@ -1,8 +1,9 @@
 """Log-probabilities of completion tokens without ever holding their logits.
 
 Logits exist for one chunk of tokens at a time and are computed again in the backward pass, so that memory does not grow
-with the number of tokens. Written out by hand, because a checkpoint around the output head recomputes it under ZeRO-3
-when its weight is no longer gathered, and computes the gradient of a tied weight twice under ZeRO-2.
+with the number of tokens. They are float32 for any type of the weights, as the sampler's are. Written out by hand,
+because a checkpoint around the output head recomputes it under ZeRO-3 when its weight is no longer gathered, and
+computes the gradient of a tied weight twice under ZeRO-2.
 
 Shapes: N completion tokens, n tokens of a chunk, H hidden width, V vocabulary.
 """
@@ -13,6 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+COLUMNS = 16_384
+"""Words whose weights are held in float32 at one time, on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
             if by_hidden_NH is not None:
                 by_hidden_NH[chunk] = by_logits_nV @ weight_VH
             if by_weight_VH is not None:
-                by_weight_VH += by_logits_nV.T @ hidden_NH[chunk]
+                by_weight_VH += _product(by_logits_nV.T, hidden_NH[chunk])
         by_weight = None if by_weight_VH is None else by_weight_VH.to(weight_VH.dtype)
         return by_hidden_NH, by_weight, None, None, None, None
 
@@ -121,4 +125,18 @@ class _ChunkedLogprobs(torch.autograd.Function):
 def _logits(
     hidden_nH: torch.Tensor, weight_VH: torch.Tensor, logit_bias_V: torch.Tensor, temperature: float
 ) -> torch.Tensor:
-    return (hidden_nH @ weight_VH.T).float().add_(logit_bias_V).div_(temperature)
+    return _product(hidden_nH, weight_VH.T).add_(logit_bias_V).div_(temperature)
+
+
+def _product(left_nk: torch.Tensor, right_km: torch.Tensor) -> torch.Tensor:
+    """The matrix product in float32, whatever the type of both, since bfloat16 has too few digits for a logit."""
+    if left_nk.dtype == torch.float32:
+        return left_nk @ right_km
+    if left_nk.is_cuda:
+        return torch.mm(left_nk, right_km, out_dtype=torch.float32)
+    # Torch has no such product on CPUs; a part of the columns at a time, so that no float32 copy of a head is held.
+    left_nk = left_nk.float()
+    product_nm = left_nk.new_empty(len(left_nk), right_km.shape[1])
+    for columns, out in zip(right_km.split(COLUMNS, 1), product_nm.split(COLUMNS, 1), strict=True):
+        torch.mm(left_nk, columns.float(), out=out)
+    return product_nm
