@@ -164,12 +164,21 @@ def move_aside(runs_dir: str | Path, name: str) -> Path:
     return target
 
 
-def _run_path(runs_dir: str | Path, name: str) -> Path:
+def check_run_name(name: str) -> str:
+    """`name` itself.
+
+    Raises:
+        ConfigError: it holds what the name of a folder, a job or a page should not.
+    """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ConfigError(
             f'RUN takes letters, digits, ".", "_" and "-", starting with a letter or digit; found "{name}"'
         )
-    return Path(runs_dir).absolute() / name
+    return name
+
+
+def _run_path(runs_dir: str | Path, name: str) -> Path:
+    return Path(runs_dir).absolute() / check_run_name(name)
 
 
 def _acquire_lock(path: Path) -> TextIO:

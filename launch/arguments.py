@@ -10,6 +10,7 @@ from typing import Any
 
 from dig_rl.errors import ConfigError
 from dig_rl.overrides import split_overrides
+from dig_rl.run_folder import check_run_name
 
 _WORD = re.compile(r"""'([^']*)'(?=\s|$)|"([^"]*)"(?=\s|$)|(\S+)""")
 
@@ -89,12 +90,12 @@ def chosen_run(arguments: argparse.Namespace) -> str:
     """`--run`, else the name of the last `--config`.
 
     Raises:
-        ConfigError: there is neither.
+        ConfigError: there is neither, or it is not usable.
     """
     name = arguments.run or run_name(Path(arguments.config[-1]).stem if arguments.config else "")
     if not name:
         raise ConfigError("a run needs a name; give it one with RUN=")
-    return str(name)
+    return check_run_name(name)
 
 
 def run_name(text: str) -> str:

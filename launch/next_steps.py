@@ -21,7 +21,7 @@ SMALL_POLICY = "nano/policy"
 ANY_STAGE = "curricula/any.toml"
 _TOKENS_OF_A_BOX = 10
 """Of an answer; twice what one box takes, as `SMALL_RUN` has it for four."""
-_LONGEST_PROMPT_TOKENS = 88
+LONGEST_PROMPT_TOKENS = 88
 """The room that `SMALL_RUN` leaves for a prompt."""
 
 
@@ -97,5 +97,5 @@ def _fitting(folder: Path, examples: Sequence[Example]) -> dict[str, Any]:
     answer_tokens = min(most, small.reward.max_boxes) * _TOKENS_OF_A_BOX
     if answer_tokens > small.rollout.max_completion_tokens:
         settings["rollout.max_completion_tokens"] = answer_tokens
-        settings["rollout.max_model_len"] = answer_tokens + _LONGEST_PROMPT_TOKENS
+        settings["rollout.max_model_len"] = answer_tokens + LONGEST_PROMPT_TOKENS
     return settings

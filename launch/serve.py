@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from dig_rl.actors.places import provide_sockets
 from dig_rl.config import Config
 from dig_rl.errors import ClusterError
 from dig_rl.next_command import next_command
@@ -110,7 +111,9 @@ def stop(server: subprocess.Popen[bytes]) -> None:
 def _environment(config: Config) -> dict[str, str]:
     hub = {} if config.policy.hub else {"HF_HUB_OFFLINE": "1"}
     quiet = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-    return os.environ | quiet | hub | {"OMP_NUM_THREADS": str(config.rollout.num_threads)}
+    environment = os.environ | quiet | hub | {"OMP_NUM_THREADS": str(config.rollout.num_threads)}
+    provide_sockets(environment)
+    return environment
 
 
 def _tail(log: Path) -> str:

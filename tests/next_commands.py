@@ -24,7 +24,7 @@ _SHOW = "import json, sys; print(json.dumps(sys.argv[1:]))"
 
 def printed(text: str) -> list[str]:
     """Commands that an output tells to run next."""
-    return re.findall(r"^Next: (.*)$", text, re.MULTILINE)
+    return re.findall(r"^(?:Next: | +)(make .*)$", text, re.MULTILINE)
 
 
 def as_run(command: str, cwd: Path = ROOT) -> list[str]:
@@ -49,6 +49,8 @@ def options_of(command: str) -> dict[str, str]:
 
 def resolve(command: str) -> dict[str, str]:
     """Its options, once all that they name was found, in the working folder."""
+    if shlex.split(command)[-1] == "tensorboard":  # runs no module of ours
+        return {"module": "tensorboard"}
     options = options_of(command)
     paths, settings = split_paths(options.get("--config", "")), split_overrides(options.get("--set", ""))
     for path in paths:

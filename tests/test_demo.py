@@ -18,6 +18,7 @@ import pytest
 from launch import demo
 from launch.setup import point_to
 from launch.terminal import end_with_message
+from tests.next_commands import printed, resolve
 from tests.tiny import ROOT
 
 
@@ -140,7 +141,9 @@ def occupied(ports: list[int]) -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_whole_demo_in_a_folder_with_a_space_and_an_apostrophe_while_rays_usual_ports_are_taken(tmp_path: Path) -> None:
+def test_whole_demo_in_a_folder_with_a_space_and_an_apostrophe_while_rays_usual_ports_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clone = tmp_path / "it's my clone"
     listing = subprocess.run(
         ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -174,3 +177,6 @@ def test_whole_demo_in_a_folder_with_a_space_and_an_apostrophe_while_rays_usual_
     assert json.loads((run / "summary.json").read_text())["status"] == "finished"
     assert (run / "report.html").is_file()
     assert (run / "policy" / "config.json").is_file()
+    monkeypatch.chdir(clone)
+    targets = [resolve(command)["module"] for command in printed(done.stdout)]
+    assert targets == ["data_check", "compare", "tensorboard", "evaluate", "train", "reward_report"]

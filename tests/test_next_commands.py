@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -14,10 +16,11 @@ import pytest
 
 from dig_rl.config import Config, load_config
 from dig_rl.datagen.recipe import load_recipe
+from dig_rl.errors import ConfigError
 from dig_rl.next_command import next_command
 from dig_rl.overrides import parse_override, split_overrides
 from launch import data, data_check, demo
-from launch.arguments import split_paths, split_words
+from launch.arguments import chosen_run, split_paths, split_words
 from launch.next_steps import after_data, new_run, reward_settings, training_on, training_with
 from tests.data_folders import line_of, write_folder
 from tests.next_commands import HOSTILE, as_run, options_of, printed, resolve
@@ -240,3 +243,24 @@ def test_no_message_puts_a_value_into_a_command_by_itself() -> None:
                 assert not re.search(r"make [a-z-]+ [^.;`]*[A-Z]+=[^ ]*\{\}", text), f"{path}: {text}"
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and path.parts[-2] == "launch":
                 assert not re.search(r"[Nn]ext: make .*=\.\.\.", node.value), f"{path}: {node.value}"
+
+
+def test_a_recipe_that_needs_no_blender_is_known_by_its_file_whatever_its_name(folder: Path) -> None:
+    recipe = folder / "my $HOME recipe.toml"
+    recipe.write_text(RECIPE)
+    for name, needed in ((recipe, False), ("launch/configs/data/tiny.toml", True)):
+        command = shlex.split(next_command("data", CONFIG=name))
+        planned = subprocess.run([*command, "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert ("--blender" in planned) == needed
+
+
+def test_files_from_windows_are_read(folder: Path) -> None:
+    (folder / "a.toml").write_bytes(b"seed = 3\r\n[learner]\r\nlr = 1e-5\r\n")
+    config = load_config([folder / "a.toml"], split_overrides("rollout.group_size=4\r\nlearner.dual_clip=none\r\n"))
+    assert (config.seed, config.learner.lr, config.rollout.group_size) == (3, 1e-5, 4)
+
+
+@pytest.mark.parametrize("run", ["it's", "a/b", "a b", "-x", "ü", "..", "a\nb", "$HOME"])
+def test_a_name_that_no_run_may_have_ends_in_one_message(run: str) -> None:
+    with pytest.raises(ConfigError, match=r'RUN takes letters, digits, "\.", "_" and "-", .*; found "'):
+        chosen_run(Namespace(run=run, config=[]))

@@ -21,9 +21,11 @@ from dig_rl.policy.load import VISION_TOKENS, check_token_budget, load_frontend,
 from dig_rl.policy.scorer import PolicyScorer
 from dig_rl.prompts import format_answer, instruction
 from dig_rl.types import Example
+from launch.next_steps import LONGEST_PROMPT_TOKENS, SMALL_POLICY, SMALL_RUN
 from tests.groups import make_group, make_pair
 from tests.qwen2_5 import build_tiny_qwen2_5
 from tests.test_packing import one_by_one, rows_of_a_batch
+from tests.tiny import ROOT
 
 
 def config_of(folder: Path, *more: str) -> Config:
@@ -45,6 +47,15 @@ def test_a_small_policy_is_an_ordinary_hugging_face_folder(random_policy: Path) 
     assert model.config.image_token_id == tokenizer.convert_tokens_to_ids("<|image_pad|>")
     assert model.generation_config.eos_token_id == tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert model.get_input_embeddings().weight.shape[0] >= len(tokenizer)
+
+
+@pytest.mark.parametrize("size_px", [(8, 8), (96, 64), (320, 224), (64, 1000), (4000, 3000)])
+def test_the_policy_that_ships_has_room_for_pictures_of_any_size(size_px: tuple[int, int]) -> None:
+    config = load_config([ROOT / SMALL_RUN])
+    config = config.model_copy(update={"policy": config.policy.model_copy(update={"path": str(ROOT / SMALL_POLICY)})})
+    needed = load_frontend(config.policy, "union").num_prompt_tokens(size_px)
+    assert needed <= LONGEST_PROMPT_TOKENS
+    assert LONGEST_PROMPT_TOKENS + config.rollout.max_completion_tokens == config.rollout.max_model_len
 
 
 def test_qwens_special_tokens_are_one_token_each(tokenizer: PreTrainedTokenizerBase) -> None:

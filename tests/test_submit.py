@@ -31,13 +31,13 @@ def submit_command(*arguments: str, **variables: str) -> subprocess.CompletedPro
 
 def test_ray_job_trains_the_same_run_into_the_submitters_folder(tmp_path: Path) -> None:
     result = submit_command(
-        "--run", "a run", "--config", "launch/configs/demo.toml", "--set", "learner.lr=1e-5", f"data.path={tmp_path}",
+        "--run", "first", "--config", "launch/configs/demo.toml", "--set", "learner.lr=1e-5", f"data.path={tmp_path}",
         "--dry-run", "--runs-dir", "runs", RAY_ADDRESS=submit.DEFAULT_ADDRESS,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     words = shlex.split(json.loads(result.stdout)["entrypoint"])
     assert words[:3] == [sys.executable, "-m", "launch.train"]
-    assert words[words.index("--run") + 1] == "a run"
+    assert words[words.index("--run") + 1] == "first"
     assert words[words.index("--runs-dir") + 1] == str(submit.ROOT / "runs")
     assert words[words.index("--config") + 1] == "launch/configs/demo.toml"
     assert words[words.index("--set") + 1] == "learner.lr=1e-5"

@@ -24,6 +24,7 @@ import psutil
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from dig_rl.actors.places import provide_sockets, provide_token
 from dig_rl.config import ClusterConfig
 from dig_rl.errors import ClusterError, DigRlError
 
@@ -112,6 +113,8 @@ def connect(address: str | None, num_slots: int) -> None:
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
+        provide_sockets(os.environ)
+        provide_token(os.environ)
         options |= {"num_cpus": max(os.cpu_count() or 1, num_slots), "include_dashboard": False}
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
@@ -121,8 +124,8 @@ def connect(address: str | None, num_slots: int) -> None:
     except Exception as error:  # a node that is not up in 30 seconds is a plain Exception of Ray's
         raise ClusterError(
             f"cannot {'start' if address == 'local' else 'reach'} Ray ({address}): {error}; check the address "
-            "(cluster.address, RAY_ADDRESS, RAY=), free ports on loopback, space in the temporary folder, and whether "
-            "other work leaves the machine no time"
+            "(cluster.address, RAY_ADDRESS, RAY=), free ports on loopback, space in the temporary folder (TMPDIR), and "
+            "whether other work leaves the machine no time"
         ) from error
     finally:
         if threading.current_thread() is threading.main_thread():
