@@ -66,19 +66,28 @@ def _check_cache(config: Config, text: dict[str, Any]) -> None:
 
 
 def _check_areas(config: Config, folder: Path) -> None:
-    own = _own_areas(folder)
-    low, high = config.policy.min_pixels or own[0], config.policy.max_pixels or own[1]
+    processor = _image_processor(folder)
+    own = processor.get("size") or {}
+    low = config.policy.min_pixels or own.get("shortest_edge")
+    high = config.policy.max_pixels or own.get("longest_edge")
     if low is not None and high is not None and low > high:
         raise ConfigError(
             f"policy.min_pixels and max_pixels: the smallest area of a resized image is {low}, the largest {high} "
             f"(what is left out comes from {folder}); set both"
         )
+    side = processor.get("patch_size", 0) * processor.get("merge_size", 0)
+    if high is not None and high < side**2:
+        raise ConfigError(
+            f"policy.max_pixels: one image token of {folder} covers {side}x{side} = {side**2} px, found {high}; "
+            f"set it to {side**2} or more"
+        )
 
 
-def _own_areas(folder: Path) -> tuple[int | None, int | None]:
+def _image_processor(folder: Path) -> dict[str, Any]:
+    """Its settings, as far as they say how large a resized image is; empty if they do not."""
     for name in ("processor_config.json", "preprocessor_config.json"):
         values = read_json_object(folder / name, _REMEDY) or {}
-        size = values.get("image_processor", values).get("size") or {}
-        if {"shortest_edge", "longest_edge"} <= size.keys():
-            return size["shortest_edge"], size["longest_edge"]
-    return None, None
+        processor = values.get("image_processor", values)
+        if {"shortest_edge", "longest_edge"} <= (processor.get("size") or {}).keys():
+            return processor
+    return {}

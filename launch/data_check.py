@@ -77,6 +77,8 @@ def main() -> None:
     except OSError as error:
         raise DataError(f"cannot write {out}: {error.strerror}; name a writable folder with OUT=") from None
     console.print(_summary(check, figures))
+    if check.num_tagged:
+        print(f"turning tags: {check.num_tagged} of {2 * len(check.pairs)} pictures have one; {TAGS}")
     for title, findings in (("warning", check.warnings), ("error", check.errors)):
         _print_findings(console, title, findings)
     print(f"written: {out}/check.json and {out}/contact_sheet.html, to be opened in a browser")
@@ -131,8 +133,6 @@ def _summary(check: DataCheck, figures: dict[str, Any]) -> Table:
     table.add_row("repeated", f"{duplicates['pictures']} pictures, {duplicates['scenes']} scenes, {near}")
     for given, real in check.folders_outside.items():
         table.add_row("pictures outside", f"{given} lies in {real}: copy both, or the folder cannot travel")
-    if check.num_tagged:
-        table.add_row("turning tags", f"{check.num_tagged} of {2 * len(check.pairs)} pictures have one; {TAGS}")
     hashes = "compared with the manifest" if check.has_manifest else "no manifest"
     table.add_row("hashes", hashes)
     drawn = "compared with the pixels of their objects" if check.boxes_drawn else "no scene to draw them from"

@@ -120,6 +120,15 @@ def test_areas_the_wrong_way_round_are_refused(tmp_path: Path) -> None:
     check_policy_limits(load_config([], ["policy.path=Qwen/on-the-hub", "policy.min_pixels=9", "policy.max_pixels=8"]))
 
 
+def test_an_area_under_one_image_token_is_refused(tmp_path: Path) -> None:
+    size = {"shortest_edge": 256, "longest_edge": 4096}
+    own = {"image_processor": {"size": size, "patch_size": 16, "merge_size": 2}}
+    policy = folder_with(tmp_path / "p", {}, processor_config=own)
+    with pytest.raises(ConfigError, match=r"max_pixels: one image token of .* covers 32x32 = 1024 px, found 1023; set"):
+        check_policy_limits(load_config([], [policy, "policy.max_pixels=1023"]))
+    check_policy_limits(load_config([], [policy, "policy.max_pixels=1024"]))
+
+
 def test_what_is_shipped_fits_its_bounds(repo_root: Path) -> None:
     for name in ("demo", "tiny", "bench"):
         check_policy_limits(load_config([repo_root / f"launch/configs/{name}.toml"], ['policy.path="nano/policy"']))
