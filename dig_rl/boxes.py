@@ -74,24 +74,6 @@ def to_px(boxes: np.ndarray, box_format: BoxFormat, image_size_px: tuple[int, in
     return unit_to_px(norm1000_to_unit(corners) if frame == "norm1000" else corners, image_size_px)
 
 
-def turned(boxes_px: np.ndarray, stored_size_px: tuple[int, int], tag: int) -> np.ndarray:
-    """Boxes `[N, 4]` in the stored pixels of a picture of (width, height) as `image_files.turn_upright` moves them.
-
-    Args:
-        boxes_px: xyxy in the stored pixels.
-        stored_size_px: (width, height) before the turn.
-        tag: EXIF orientation, 1 to 8.
-    """
-    width, height = stored_size_px
-    if tag >= 5:
-        boxes_px, width, height = boxes_px[:, [1, 0, 3, 2]], height, width
-    if tag in (3, 4, 7, 8):
-        boxes_px = np.stack([boxes_px[:, 0], height - boxes_px[:, 3], boxes_px[:, 2], height - boxes_px[:, 1]], axis=1)
-    if tag in (2, 3, 6, 7):
-        boxes_px = np.stack([width - boxes_px[:, 2], boxes_px[:, 1], width - boxes_px[:, 0], boxes_px[:, 3]], axis=1)
-    return boxes_px
-
-
 def iou_matrix(boxes_a: np.ndarray, boxes_b: np.ndarray) -> np.ndarray:
     """Intersection over union of every pair, `[N, M]` in [0, 1]; boxes `[N, 4]`, `[M, 4]`; without area it is 0."""
     edges = np.maximum(boxes_a[:, None, :2], boxes_b[:, :2]), np.minimum(boxes_a[:, None, 2:], boxes_b[:, 2:])

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from dig_rl.boxes import BoxFormat, to_px, turned
+from dig_rl.boxes import BoxFormat, to_px, turn_px
 from dig_rl.data import Split
 from dig_rl.errors import DataError
 from dig_rl.exchange.importing import ImportSummary, Progress, write_pairs
@@ -127,7 +127,7 @@ def _in_px(box: LabelledBox, box_format: BoxFormat | None, frame: PictureFrame, 
     size = frame.stored_size_px if is_stored else frame.size_px
     box_px = to_px(np.array([box.values]), box_format, size)
     if is_stored:
-        box_px = turned(box_px, frame.stored_size_px, frame.tag)
+        box_px = turn_px(box_px, frame.tag, frame.stored_size_px)
     x_min, y_min, x_max, y_max = box_px[0].round(_DIGITS).tolist()
     return LabelledBox((x_min, y_min, x_max, y_max), box.label, box.side, box.change)
 
