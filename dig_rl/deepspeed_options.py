@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -10,6 +11,29 @@ _AUTO = "auto"
 
 _OURS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 """Together these say how many passes make an update, which depends on the rollouts here."""
+
+
+_MAIN_KEYS = frozenset(
+    {
+        *_OURS,
+        "managed_gradient_accumulation",
+        "optimizer",
+        "scheduler",
+        "zero_optimization",
+        "zero_allow_untested_optimizer",
+        "zero_force_ds_cpu_optimizer",
+        "gradient_clipping",
+        "bf16",
+        "fp16",
+        "data_types",
+        "torch_autocast",
+        "activation_checkpointing",
+        "communication_data_type",
+        "steps_per_print",
+        "wall_clock_breakdown",
+    }
+)
+"""Keys of DeepSpeed's that change a run; it has further ones."""
 
 
 class Optimizer(NamedTuple):
@@ -102,6 +126,7 @@ def check_table(table: Mapping[str, Any], num_ranks: int) -> None:
     """
     _check_is_table(table, "optimizer", "optimizer.params", "scheduler", "scheduler.params", "zero_optimization")
     _check_is_table(table, "bf16", "fp16", "data_types")
+    _check_names(table)
     _check_auto(table)
     stated = without_auto(table)
     _check_passes(stated, num_ranks)
@@ -124,6 +149,19 @@ def _check_is_table(table: Mapping[str, Any], *names: str) -> None:
             value = value.get(key, {})
         if not isinstance(value, Mapping):
             raise ValueError(f"deepspeed.{name}: expected a table, found {value!r}")
+
+
+def _check_names(table: Mapping[str, Any]) -> None:
+    """DeepSpeed drops a key that it does not know in silence; here one is refused that is nearly one that matters."""
+    for key in table.keys() - _MAIN_KEYS:
+        if near := difflib.get_close_matches(key, _MAIN_KEYS, n=1, cutoff=0.85):
+            raise ValueError(f"deepspeed.{key}: DeepSpeed has no such key; did you mean {near[0]}?")
+    for name, known in (("optimizer", {"type", "params", "legacy_fusion"}), ("scheduler", {"type", "params"})):
+        if strange := sorted(table.get(name, {}).keys() - known):
+            raise ValueError(
+                f"deepspeed.{name}.{strange[0]}: beside type and params DeepSpeed drops what the table holds; "
+                f"write deepspeed.{name}.params.{strange[0]}"
+            )
 
 
 def _check_auto(table: Mapping[str, Any]) -> None:

@@ -191,6 +191,13 @@ def test_auto_is_what_dig_rl_fills_in() -> None:
         ("{optimizer={type='OneBitAdam'}}", r"optimizer.type: expected one of adam, .*found 'OneBitAdam'"),
         ("{optimizer={type='SGD'}}", "not tested SGD under ZeRO stage 1; set deepspeed.zero_allow_untested"),
         ("{optimizer={params={max_grad_norm=1}}}", "use learner.max_grad_norm"),
+        ("{zero_optimisation={stage=2}}", "DeepSpeed has no such key; did you mean zero_optimization"),
+        ("{optimiser={params={lr=1e-5}}}", "deepspeed.optimiser: .* did you mean optimizer"),
+        (
+            "{optimizer={type='AdamW', lr=1e-5}}",
+            r"optimizer.lr: .* write deepspeed.optimizer.params.lr",
+        ),
+        ("{scheduler={type='WarmupLR', warmup_num_steps=3}}", "write deepspeed.scheduler.params.warmup_num_steps"),
         ("{optimizer='AdamW'}", r"deepspeed.optimizer: expected a table, found 'AdamW'"),
         ("{scheduler={params={warmup_num_steps=3}}}", r"scheduler.type: expected one of LRRangeTest.*found None"),
         ("{scheduler={type='cosine'}}", r"scheduler.type: expected one of .*WarmupCosineLR.*found 'cosine'"),
