@@ -94,6 +94,8 @@ def test_the_table_of_a_european_spreadsheet(own: Path, tmp_path: Path) -> None:
         header=["File Name", "X-Min", "bbox_y_min", "x max", "Y_MAX", "Label"],
     )
     assert boxes_of(imported(own, tmp_path / "out")) == ids_and_boxes()
+    (own / "boxes.csv").write_bytes(b"sep=;\r\n" + (own / "boxes.csv").read_bytes())
+    assert boxes_of(imported(own, tmp_path / "again")) == ids_and_boxes()
 
 
 @pytest.mark.parametrize("absolute", [False, True])
@@ -136,6 +138,13 @@ def test_coco_with_boxes_run_lengths_or_polygons(own: Path, tmp_path: Path) -> N
     summary, notes = import_own_pairs(write_coco(own, category="thing"), tmp_path / "unknown")
     assert summary.boxes_by_kind == {"unknown": 19}
     assert "labels that say no kind of change are unknown: 'thing' 19" in notes
+    contents = json.loads(source.read_text())
+    for annotation in contents["annotations"]:  # not COCO's rule, as some tools write it
+        x, y, width, height = annotation["bbox"]
+        annotation["bbox"] = [x, y, x + width, y + height]
+    source.write_text(json.dumps(contents))
+    with pytest.raises(DataError, match=r"COCO's bbox\) would be read as xywh_px.*suggested: BOXES=xyxy_px$"):
+        import_own_pairs(source, tmp_path / "refused")
 
 
 def test_our_own_coco_export_comes_back(own: Path, tmp_path: Path) -> None:
@@ -174,6 +183,9 @@ def test_masks_whose_touching_pixels_are_one_change(own: Path, tmp_path: Path) -
     assert check_folder(tmp_path / "out").errors == ()
     again = imported(own / "masks", tmp_path / "again")
     assert boxes_of(again) == boxes_of(records)
+    (own / "t.csv").write_text("file,mask\n" + "".join(f"{pair.name},{pair.name}\n" for pair in TRUTH[:2]))
+    named = boxes_of(imported(own / "t.csv", tmp_path / "named"))
+    assert len(named) == 2 and named.items() <= boxes_of(records).items()
 
 
 def test_folders_that_are_links_or_named_by_absolute_paths(own: Path, tmp_path: Path) -> None:

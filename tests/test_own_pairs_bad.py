@@ -119,6 +119,7 @@ BAD_ROWS: list[tuple[str, Callable[[Path], Any], str, str]] = [
         "in .*/b;",
         "missing_image",
     ),
+    ("endless name", csv_of(GOOD, row(name="x" * 5000)), "does not exist in", "missing_image"),
     ("climbing", csv_of(GOOD, row(name="../own/a/x.jpg")), r"without `\.\.`", "unsafe_path"),
     (
         "sizes",

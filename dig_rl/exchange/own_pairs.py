@@ -63,7 +63,9 @@ def import_own_pairs(
     """
     found = find_pairs(source)
     ids = _pair_ids(found.labels)
-    chosen, suspicion = (None, []) if found.table is None else choose_format(found, found.table, box_format)
+    chosen, suspicion = None, list[str]()
+    if found.table is not None and any(pair.boxes for pair in found.labels):
+        chosen, suspicion = choose_format(found, found.table, box_format)
     entries: list[Callable[[], SourcePair]] = [
         partial(
             _source_pair,
@@ -111,6 +113,8 @@ def _source_pair(
 ) -> SourcePair:
     if labels.fault:
         raise labels.fault
+    if labels.mask is not None and labels.boxes:
+        raise EntryError(labels.where, "expected boxes or a mask, found both", "bad_labels")
     image_a, image_b = pictures_of(folder, labels)
     frame = picture_frame(image_a, labels.where)
     if labels.mask is not None:
@@ -221,8 +225,10 @@ def _rules(
 ) -> list[str]:
     """What was left unsaid and how it was taken, one line each."""
     rules = []
-    if found.table is None:
-        rules.append(f"changes: what is set in {found.source.name}/ and touches, corners included; kind unknown")
+    if any(pair.mask is not None for pair in found.labels):
+        rules.append("changes: pixels that are set in a mask and touch, corners included; kind unknown")
+    if chosen is None or found.table is None:
+        pass
     elif said is None:
         why = "COCO's rule" if found.table.is_coco else f"{found.table.said}; the unit is not said, so pixels"
         rules.append(f"boxes: {chosen} ({why}), half-open")

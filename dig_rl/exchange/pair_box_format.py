@@ -20,43 +20,36 @@ _PAIRS_COMPARED = 50
 
 
 def choose_format(found: OwnPairs, table: LabelTable, said: BoxFormat | None) -> tuple[BoxFormat, list[str]]:
-    """How boxes are written, and what the pixels say against it.
+    """How boxes are written, and what the pixels say against what was said.
 
     Raises:
-        DataError: the table does not say it, or the pixels speak against pixels where the unit is not said.
+        DataError: nobody says it, or the pixels speak against what the table alone says.
     """
-    if table.is_coco and said is None:
-        said = "xywh_px"
     compared = _compare_formats(found)
     if said is None and table.form is None:
         best = best_format(compared)
         suggestion = f"suggested: BOXES={best}" if best else "the pixels do not decide"
-        raise DataError(_ask(found, table, compared, FORMATS, suggestion))
+        problem = f"{found.source} ({table.said}) does not say how its boxes are written"
+        raise DataError(_ask(problem, compared, FORMATS, suggestion))
     chosen = said or ("xyxy_px" if table.form == "xyxy" else "xywh_px")
     rival = better_format(compared, chosen)
     values = [value for pair in table.pairs for box in pair.boxes for value in box.values]
-    if said is None and rival is None and values and max(values) <= 1:
+    if said is None and rival is None and max(values) <= 1:
         rival = "xyxy_unit" if table.form == "xyxy" else "xywh_unit"
     if rival is None:
         return chosen, []
     if said is None:
-        raise DataError(_ask(found, table, compared, (chosen, rival), f"suggested: BOXES={rival}"))
+        problem = f"{found.source} ({table.said}) would be read as {chosen}, and its boxes look like {rival}"
+        raise DataError(_ask(problem, compared, (chosen, rival), f"suggested: BOXES={rival}"))
     shares = shares_in_words(compared, (chosen, rival))
     return chosen, [f"suspected: the boxes look like {rival}, read as {chosen}: {shares}"]
 
 
 def _ask(
-    found: OwnPairs,
-    table: LabelTable,
-    compared: Sequence[Mapping[BoxFormat, Agreement]],
-    names: Sequence[BoxFormat],
-    suggestion: str,
+    problem: str, compared: Sequence[Mapping[BoxFormat, Agreement]], names: Sequence[BoxFormat], suggestion: str
 ) -> str:
     shares = f": {shares_in_words(compared, names)}" if compared else ""
-    return (
-        f"{found.source} ({table.said}) does not say how its boxes are written; say it with BOXES=, one of "
-        f"{', '.join(FORMATS)}{shares}; {suggestion}"
-    )
+    return f"{problem}; say it with BOXES=, one of {', '.join(FORMATS)}{shares}; {suggestion}"
 
 
 def _compare_formats(found: OwnPairs) -> list[Mapping[BoxFormat, Agreement]]:

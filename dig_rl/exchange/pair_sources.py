@@ -34,6 +34,13 @@ def find_pairs(source: Path) -> OwnPairs:
     Raises:
         DataError: there is nothing to import, or it is not clear what.
     """
+    try:
+        return _find_pairs(source)
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename or source}: {error.strerror}") from None
+
+
+def _find_pairs(source: Path) -> OwnPairs:
     if source.is_dir():
         source = _only_source(source)
     if source.is_dir():

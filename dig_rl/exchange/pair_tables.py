@@ -33,6 +33,8 @@ from dig_rl.exchange.pair_labels import (
 from dig_rl.exchange.published import MAX_BOXES, EntryError, short
 
 _DELIMITERS = ",;\t"
+_SAID_DELIMITER = re.compile(r"sep=([,;\t])\s*", re.IGNORECASE)
+"""A first line that some spreadsheets write."""
 _MAX_FILE_BYTES = 2**30
 
 
@@ -77,8 +79,11 @@ def _text(path: Path, contents: bytes) -> str:
 
 def _read_separated(path: Path) -> LabelTable:
     lines = io.StringIO(_text(path, _contents(path)), newline="")
-    delimiter = _delimiter(lines.readline())
-    lines.seek(0)
+    said = _SAID_DELIMITER.fullmatch(lines.readline())
+    start = lines.tell() if said else 0
+    lines.seek(start)
+    delimiter = said[1] if said else _delimiter(lines.readline())
+    lines.seek(start)
     rows = csv.reader(lines, delimiter=delimiter)
     try:
         header = [column_name(name) for name in next(rows, [])]

@@ -39,7 +39,7 @@ class PictureFolder:
     def find(self, name: str) -> Path | None:
         """The picture that a name means, None where there is none, or several are equally alike."""
         exact = self.path / name
-        if exact.is_file():
+        if _is_file(exact):
             return exact
         for key, by_key in zip(_likenesses(name), self._by_likeness, strict=True):
             if len(by_key[key]) == 1:
@@ -109,13 +109,13 @@ class PairFolder:
         if PurePosixPath(name).is_absolute():
             return self._checked(Path(name), name, where)
         folder = self.sides[side]
-        if (self.path / name).is_file() or folder is None or leads_out(name):
+        if _is_file(self.path / name) or folder is None or leads_out(name):
             return self._checked(self.path / name, name, where)
         return self._found(folder, name, where)
 
     def mask(self, name: str, where: str) -> Path:
         """A mask by its own name, or by the name of its picture."""
-        if not PurePosixPath(name).is_absolute() and not leads_out(name) and not (self.path / name).is_file():
+        if not PurePosixPath(name).is_absolute() and not leads_out(name) and not _is_file(self.path / name):
             if self.masks is None:
                 raise EntryError(where, f"mask {name} does not exist in {self.path}", "missing_mask")
             return self._found(self.masks, name, where, "mask")
@@ -132,9 +132,17 @@ class PairFolder:
         if leads_out(name) or "\0" in name or "\\" in name:
             problem = f"expected a path without `..` and backslashes, or an absolute one, found {short(name)}"
             raise EntryError(where, problem, "unsafe_path")
-        if path is not None and not path.is_file():
+        if path is not None and not _is_file(path):
             raise EntryError(where, f"image {name} does not exist in {self.path}", "missing_image")
         return path or self.path
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that no system takes is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _likenesses(name: str) -> tuple[str, ...]:
