@@ -19,6 +19,25 @@ class FirstStep:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._pictures_are_known = False
+        self._sync_is_known = False
+
+    def same_weights(self) -> None:
+        """Compare what the engines hold with the learner's weights, before anything is sampled from them.
+
+        Raises:
+            PolicyError: they differ; names the weights.
+        """
+        self._fleet.check_weights()
+
+    def same_weights_after_sync(self) -> None:
+        """Compare them again once learning has changed the weights and they have been sent.
+
+        Raises:
+            PolicyError: they differ; names the weights.
+        """
+        if not self._sync_is_known:
+            self._fleet.check_weights()
+            self._sync_is_known = True
 
     @contextlib.contextmanager
     def same_pictures(self) -> Iterator[None]:

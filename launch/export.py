@@ -14,8 +14,9 @@ from dig_rl.config import Config, load_config
 from dig_rl.errors import CheckpointError, ConfigError
 from dig_rl.next_command import next_command
 from dig_rl.policy.load import load_frontend, load_model
+from dig_rl.policy.records import name_differences
 from dig_rl.policy.save import save_policy
-from dig_rl.policy.trainable import merged_state
+from dig_rl.policy.trainable import merged_parameters, merged_state
 from launch.checkpoints import run_config_of, step_folder
 from launch.next_steps import print_next
 from launch.terminal import end_with_message
@@ -57,12 +58,15 @@ def export(checkpoint: Path, config: Config, out: Path) -> None:
     model = load_model(config.policy)
     weights = consolidated_weights(checkpoint / "learner", getattr(torch, config.policy.dtype))
     weights = merged_state(weights, config.learner.lora)
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}  # tied ones once
-    wrong = sorted(name for name in shapes if name not in weights or tuple(weights[name].shape) != shapes[name])
+    shapes = {name: tuple(parts[0].shape) for name, parts, _ in merged_parameters(model)}
+    tied = model.state_dict().keys() - shapes.keys()
+    wrong = name_differences(shapes, weights.keys() - tied)
+    if not wrong and (reshaped := [name for name in shapes if tuple(weights[name].shape) != shapes[name]]):
+        wrong = f"{len(reshaped)} weights are of another shape, first {reshaped[0]}"
     if wrong:
         raise CheckpointError(
-            f"checkpoint {checkpoint} does not fit {config.policy.path}, the policy that its run began with: "
-            f"{len(wrong)} weights are missing or of another shape, first {wrong[0]}; restore that policy"
+            f"checkpoint {checkpoint} does not fit {config.policy.path}, the policy that its run began with: {wrong}; "
+            "restore that policy"
         )
     try:
         save_policy(model, frontend, {name: weights[name] for name in shapes}, out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -202,6 +203,60 @@ def test_features_of_old_weights_are_never_served(fleet: Fleet, examples: list[E
     assert stale > TOLERANCE
     fleet.sync_weights(22)
     assert largest_difference(fleet, sample(fleet, examples, step=20)) < TOLERANCE
+
+
+def _reload_changed(worker: Any, references: list[Any], names: Sequence[str], *, repack: bool) -> None:
+    """Take over weights of which some differ in their last value, with or without what follows a reload."""
+    weights = {name: weight for reference in references for name, weight in ray.get(reference).items()}
+    for name in names:
+        weights[name] = weights[name].clone()
+        weights[name].view(-1)[-1] += 1e-5
+    if repack:
+        worker.load_weights([weights], 99)
+    else:
+        worker._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
+
+
+TEXT, SEEN = "model.language_model.", "model.visual."
+EMBEDDING = f"{TEXT}embed_tokens.weight"
+OF_EVERY_KIND = {
+    f"{TEXT}layers.1.self_attn.k_proj.weight",  # fused with others, and packed on CPUs
+    f"{TEXT}layers.0.mlp.up_proj.weight",
+    f"{TEXT}layers.0.self_attn.q_norm.weight",
+    f"{SEEN}patch_embed.proj.weight",
+    f"{SEEN}pos_embed.weight",
+    f"{SEEN}blocks.1.attn.qkv.bias",
+    f"{SEEN}deepstack_merger_list.0.linear_fc1.weight",
+}
+
+
+def test_a_weight_that_an_engine_holds_otherwise_ends_the_run_with_its_name(fleet: Fleet) -> None:
+    fleet.sync_weights(30)
+    fleet.check_weights()
+    references, expected = fleet.cluster.gather(
+        [fleet.ranks[0].run(_store_weights), fleet.ranks[0].call("weight_records")]
+    )
+    worker = fleet.workers[0]
+
+    def differing(*names: str, repack: bool) -> set[str]:
+        fleet.cluster.gather([worker.run(_reload_changed, references, names, repack=repack)])
+        records = fleet.cluster.gather([worker.call("held_weights", list(expected))])[0].records
+        assert records.keys() == expected.keys()
+        return {name for name, record in records.items() if record != expected[name]}
+
+    assert differing(*OF_EVERY_KIND, repack=True) == OF_EVERY_KIND
+    assert differing(EMBEDDING, repack=False) == {EMBEDDING}  # the head still multiplies with its old copy
+    assert differing(EMBEDDING, repack=True) == {EMBEDDING, "lm_head.weight"}
+    clause = rf"of 64 weights, 2 with other values: lm_head\.weight, {re.escape(EMBEDDING)}\. The run stops"
+    with pytest.raises(PolicyError, match=rf"rollout_worker-0 samples with other weights than .*: {clause}"):
+        fleet.check_weights()
+    fewer = fleet.cluster.gather([worker.call("held_weights", [name for name in expected if name != EMBEDDING])])[0]
+    assert "language_model.model.embed_tokens.weight" not in fewer.records  # the head stands for it, too
+    fewer = fleet.cluster.gather([worker.call("held_weights", [f"{TEXT}norm.weight", "model.more.weight"])])[0]
+    assert "model.more.weight" not in fewer.records  # so it counts as missing
+    assert "visual.patch_embed.proj.bias" in fewer.records  # the learner sent nothing for it
+    fleet.sync_weights(31)
+    fleet.check_weights()
 
 
 def test_the_second_sample_of_a_pair_hits_the_prefix_cache(fleet: Fleet, examples: list[Example]) -> None:

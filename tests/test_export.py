@@ -142,6 +142,7 @@ def save_one(
     run: Path,
     of_two_ranks: list[Path],
 ) -> Saved:
+    run.mkdir(exist_ok=True)
     (run / "config.json").write_text(config.model_dump_json())
     learner = LearnerRanks(cluster, ranks, config)
     learner.step(batch)
@@ -236,6 +237,25 @@ def test_without_zero_a_checkpoint_of_one_rank_continues_on_two(
     assert files_of(tmp_path / "policy") == files_of(one.exported)
     assert cluster.gather([rank.run(draw) for rank in ranks]) == one.drawn * 2
     end(cluster, ranks)
+
+
+@pytest.mark.long
+def test_adapters_of_every_part_over_two_ranks_leave_a_checkpoint_as_they_leave_the_learner(
+    cluster: Cluster, random_policy: Path, groups: list[TrainingGroup], tmp_path: Path
+) -> None:
+    targets = ["q_proj", "down_proj", "qkv", "merger.linear_fc1"]
+    for number, dtype in enumerate(("float32", "bfloat16")):
+        config = config_of(random_policy, 2, 3, dtype, f"{{rank=4, alpha=8, targets={targets}}}".replace("'", '"'))
+        ranks = start(cluster, config)
+        one = save_one(cluster, ranks, config, groups, tmp_path / str(number), [])
+        end(cluster, ranks)
+        export(one.checkpoint, one.config, tmp_path / f"out-{number}")
+        assert files_of(tmp_path / f"out-{number}") == files_of(one.exported)
+        weights = load_file(one.exported / "model.safetensors")
+        before = load_file(random_policy / "model.safetensors")
+        moved = {name for name in weights if not torch.equal(weights[name], before[name].to(weights[name].dtype))}
+        ends = tuple(f".{target}.weight" for target in targets)
+        assert moved == {name for name in weights if name.endswith(ends)}
 
 
 def test_a_checkpoint_is_named_by_step_or_as_the_best_and_exported_once(saved: dict[str, Saved]) -> None:

@@ -85,6 +85,9 @@ class Engines:
         self._reach("sync")
         return 0.0
 
+    def check_weights(self) -> None:
+        pass
+
     def memory_gib(self) -> dict[str, float]:
         self._reach("log")
         return {}

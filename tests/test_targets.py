@@ -11,10 +11,13 @@ import pytest
 
 from dig_rl.config import Config, load_config
 from dig_rl.errors import ConfigError
+from dig_rl.inputs import read_inputs
 from dig_rl.policy.load import load_model, load_structure
 from dig_rl.policy.targets import check_targets, part_of
 from dig_rl.policy.trainable import prepare_for_training
+from tests.data_folders import line_of, write_folder
 from tests.qwen2_5 import build_tiny_qwen2_5
+from tests.tiny import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +97,16 @@ def test_adapters_are_the_text_models_unless_only_vision_has_the_name_and_never_
     assert all(name.endswith((".lora_A.default.weight", ".lora_B.default.weight")) for name in trained)
     modules = {name.rpartition(".lora_")[0] for name in trained}
     assert Counter(map(part_of, modules)) == expected
+
+
+def test_a_run_is_refused_by_what_it_reads_first(random_policy: Path, tmp_path: Path) -> None:
+    write_folder(tmp_path / "data", [line_of("p0"), line_of("p1")])
+    (tmp_path / "one.toml").write_text('[[stages]]\nname = "one"\ndifferences = [1, 1]\nsteps = 1\n')
+    settings = [
+        f'data.path="{tmp_path / "data"}"',
+        f'curriculum="{tmp_path / "one.toml"}"',
+        "rollout.prompts_per_step=2",
+    ]
+    config = config_of(random_policy, *settings, targets("q_proj", "proj"))
+    with pytest.raises(ConfigError, match=ON_PATCHES):
+        read_inputs(config, ROOT)

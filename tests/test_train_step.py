@@ -32,6 +32,7 @@ class Engines:
         self.asked: list[list[str]] = []
         self.updates: list[list[str]] = []
         self.synced: list[int] = []
+        self.checked: list[int] = []
         self.rollouts = SimpleNamespace(collect=self._collect, reset_caches=lambda: None)
         self.learner = SimpleNamespace(facts=lambda: ("none", {"device": "cpu"}), step=self._step)
         self.policy = SimpleNamespace(engine="none", frame="norm1000", prompt="Find it.")
@@ -59,6 +60,9 @@ class Engines:
     def sync_weights(self, policy_version: int) -> float:
         self.synced.append(policy_version)
         return 0.0
+
+    def check_weights(self) -> None:
+        self.checked.append(self.synced[-1] if self.synced else 0)
 
     def memory_gib(self) -> dict[str, float]:
         return {}
@@ -133,6 +137,7 @@ def test_a_full_step_needs_no_refill(tmp_path: Path, max_refills: int) -> None:
     lines = run_steps(tmp_path, engines, f"rollout.max_refills={max_refills}")
     assert [len(round_) for round_ in engines.asked] == [3, 3, 3]
     assert engines.synced == [1, 2, 3]
+
     assert {line["rollout/missing_groups"] for line in lines} == {0.0}
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dig_rl.actors.cluster import Actor, Cluster, Pending
+from dig_rl.actors.weight_check import check_weights
 from dig_rl.actors.weight_sync import sync_weights
 from dig_rl.algo.batch import TrainingGroup, make_minibatches
 from dig_rl.config import Config
@@ -175,6 +176,14 @@ class Fleet:
         started = time.perf_counter()
         sync_weights(self.cluster, self.ranks, self.workers, policy_version)
         return time.perf_counter() - started
+
+    def check_weights(self) -> None:
+        """Make sure that every rollout worker samples with the learner's weights, by name and checksum.
+
+        Raises:
+            PolicyError: names the weights that differ.
+        """
+        check_weights(self.cluster, self.ranks, self.workers)
 
     def configure(self, config: Config) -> None:
         """Bring the settings that a stage may change to every actor that uses them."""

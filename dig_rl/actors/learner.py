@@ -33,9 +33,16 @@ from dig_rl.errors import CheckpointError
 from dig_rl.extension_lock import remove_stale_locks
 from dig_rl.policy.checksums import policy_input
 from dig_rl.policy.load import load_frontend, load_model
+from dig_rl.policy.records import WeightRecord, records_of
 from dig_rl.policy.save import save_policy
 from dig_rl.policy.scorer import PolicyScorer
-from dig_rl.policy.trainable import merged_parameters, merged_value, prepare_for_training, without_adapters
+from dig_rl.policy.trainable import (
+    merged_parameters,
+    merged_value,
+    prepare_for_training,
+    tied_names,
+    without_adapters,
+)
 from dig_rl.types import Example, PolicyInput
 
 WEIGHT_BUCKET_BYTES = 256 << 20
@@ -195,6 +202,16 @@ class Learner:
         if bucket:
             yield bucket
 
+    def weight_records(self) -> dict[str, WeightRecord]:
+        """Checksums of what `weight_buckets` hands out, tied weights under all their names; only rank 0 has them."""
+        weights = self._named_weights()
+        if self._rank:
+            for _ in weights:  # gathering is collective
+                pass
+            return {}
+        records = records_of(weights)
+        return records | {alias: records[name] for alias, name in tied_names(self._module.model).items()}
+
     def export(self, folder: str) -> None:
         """Write the policy as a Hugging Face folder (rank 0 writes, all ranks gather)."""
         weights = dict(self._named_weights())
@@ -221,7 +238,15 @@ class Learner:
                 "its policy"
             )
         # The returned client state holds everything that was saved and is of no use here.
-        path, _ = self._engine.load_checkpoint(folder, tag=DEEPSPEED_TAG)
+        try:
+            path, _ = self._engine.load_checkpoint(folder, tag=DEEPSPEED_TAG)
+        except RuntimeError as error:
+            if "state_dict" not in str(error):
+                raise
+            raise CheckpointError(
+                f"checkpoint {folder} does not hold what this run trains: {' '.join(str(error).split())[:300]}; "
+                "continue with the version that wrote it, or `make export` it and start a new RUN from that policy"
+            ) from error
         if path is None:
             raise CheckpointError(f"DeepSpeed found no checkpoint in {folder}; delete that folder to fall back")
         restore_random_state(state["random"])
@@ -285,10 +310,7 @@ class Learner:
     def _named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         model = self._module.model
         dtype = getattr(torch, self._config.policy.dtype)
-        tied = set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.tie_word_embeddings else set()
         for name, parts, adapter in merged_parameters(model):
-            if name in tied:
-                continue
             # ZeRO-3 keeps a part of each parameter on each rank.
             is_partitioned = hasattr(parts[0], "ds_id")
             with deepspeed.zero.GatheredParameters(parts) if is_partitioned else contextlib.nullcontext():

@@ -13,10 +13,12 @@ from vllm import SamplingParams
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
 from dig_rl.actors.engine_inputs import inputs_of_requests, watched_requests
+from dig_rl.actors.engine_weights import HeldWeights, held_weights
 from dig_rl.config import Config, RolloutConfig
 from dig_rl.errors import PolicyError
 from dig_rl.parsing import CoordinateFrame
 from dig_rl.policy.load import BAN_BIAS, check_token_budget, load_frontend, load_image, load_images
+from dig_rl.policy.weight_files import check_names
 from dig_rl.types import Completion, Example, FinishReason, PolicyInput, Question, Reply, SampledGroup
 from dig_rl.vllm_options import engine_options
 
@@ -36,7 +38,11 @@ class RolloutWorker:
         self._policy_version = 0
         self._engine_s = 0.0
         self._inputs: dict[Example, PolicyInput] | None = None  # noted while they are watched
-        self._engine = vllm.LLM(**engine_options(config, self._frontend.resize_area_px))
+        try:
+            self._engine = vllm.LLM(**engine_options(config, self._frontend.resize_area_px))
+        except ValueError:  # among other things of a weight that is missing, or that it does not know
+            check_names(config.policy)
+            raise
 
     def facts(self) -> tuple[str, CoordinateFrame, str]:
         """Engine with version, coordinate convention, and prompt."""
@@ -135,6 +141,10 @@ class RolloutWorker:
         self._engine.collective_rpc(_repack_tied_heads)
         self.reset_caches()
         self._policy_version = policy_version
+
+    def held_weights(self, names: Sequence[str]) -> HeldWeights:
+        """What the engine computes with, by the learner's names."""
+        return self._engine.collective_rpc(held_weights, args=(list(names), self._config.policy.dtype))[0]
 
     def reset_caches(self) -> None:
         """Forget prefix, multimodal and encoder caches, on the scheduler's and the worker's side."""

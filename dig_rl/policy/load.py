@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jinja2 import TemplateError
 from PIL import Image
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AttentionInterface,
     AutoConfig,
@@ -130,6 +130,7 @@ def load_frontend(policy: PolicyConfig, box_target: BoxTarget) -> PolicyFrontend
         PolicyError: the folder is missing, not a policy, or of a family whose coordinates are not declared.
     """
     model_config = _load(AutoConfig, policy)
+    _check_tie_flag(policy, model_config)
     frame = frame_of(model_config.model_type)
     processor = _load(AutoProcessor, policy)
     tokenizer = getattr(processor, "tokenizer", None)
@@ -186,6 +187,12 @@ def load_model(policy: PolicyConfig, *, flex_attention: bool = False) -> PreTrai
             f"policy {policy.path}: {len(unusable)} weights are missing or of another shape than config.json says, "
             f"first {unusable[0]}; config.json and the weight files must come from one model"
         )
+    # These it leaves out, and so would every export.
+    if unknown := sorted(found["unexpected_keys"]):
+        raise PolicyError(
+            f"policy {policy.path}: {len(unknown)} weights in its files belong to no part of {type(model).__name__}, "
+            f"first {unknown[0]}; config.json and the weight files must come from one model"
+        )
     return model.eval()
 
 
@@ -239,6 +246,23 @@ def check_token_budget(frontend: PolicyFrontend, examples: Sequence[Example], co
                 f"{example.image_size_px[0]}x{example.image_size_px[1]} px), but rollout.max_model_len - "
                 f"rollout.max_completion_tokens leaves {room}; raise max_model_len or lower policy.max_pixels"
             )
+
+
+def _check_tie_flag(policy: PolicyConfig, model_config: Any) -> None:
+    """Refuse a folder without an output head whose config says at the wrong place that it needs none."""
+    flags = [getattr(config, "tie_word_embeddings", False) for config in (model_config, model_config.get_text_config())]
+    if flags != [False, True]:
+        return
+    names: set[str] = set()
+    for path in Path(policy.path).glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            names.update(file.keys())
+    if names and "lm_head.weight" not in names:
+        raise PolicyError(
+            f"policy {policy.path}: its files have no lm_head.weight, and config.json says tie_word_embeddings = true "
+            'in text_config alone, where it does not count for a whole model; write "tie_word_embeddings": true '
+            "beside text_config"
+        )
 
 
 def _chat_prompt(path: str, processor: Any, image_token_id: int, messages: list[dict[str, Any]]) -> str:

@@ -14,6 +14,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from transformers import PreTrainedModel
 
 from dig_rl.config import Config, LoraConfig
+from dig_rl.errors import CheckpointError
 from dig_rl.policy.targets import adapted_modules, part_of
 
 
@@ -51,7 +52,11 @@ def without_adapters(model: PreTrainedModel) -> Iterator[None]:
 
 
 def merged_parameters(model: PreTrainedModel) -> Iterator[tuple[str, list[torch.nn.Parameter], LoraLinear | None]]:
-    """Every weight of the plain model: its Hugging Face name, the parameters it is made of, and its adapter if any."""
+    """Every weight of the plain model: its Hugging Face name, the parameters it is made of, and its adapter if any.
+
+    What is tied is what shares a parameter, whatever flags a config carries: it comes once, under its first name.
+    """
+    seen: set[torch.nn.Parameter] = set()
     for module_name, module in model.named_modules():
         if isinstance(module, LoraLinear):
             adapter = [layer["default"].weight for layer in (module.lora_A, module.lora_B)]
@@ -61,21 +66,42 @@ def merged_parameters(model: PreTrainedModel) -> Iterator[tuple[str, list[torch.
                 yield f"{module_name}.{name}", parts, module if is_adapted else None
         elif ".base_layer" not in f".{module_name}" and ".lora_" not in f".{module_name}":
             for name, parameter in module.named_parameters(recurse=False):
-                yield f"{module_name}.{name}".lstrip("."), [parameter], None
+                if parameter not in seen:
+                    yield f"{module_name}.{name}".lstrip("."), [parameter], None
+                seen.add(parameter)
+
+
+def tied_names(model: PreTrainedModel) -> dict[str, str]:
+    """Further names of weights that have several, each with the first."""
+    first: dict[torch.nn.Parameter, str] = {}
+    named = model.named_parameters(remove_duplicate=False)
+    return {name: known for name, parameter in named if (known := first.setdefault(parameter, name)) != name}
 
 
 def merged_state(weights: dict[str, torch.Tensor], lora: LoraConfig | None) -> dict[str, torch.Tensor]:
-    """The weights of the plain model from those of a model with adapters, by name; without adapters they stay."""
+    """The weights of the plain model from those of a model with adapters, by name; without adapters they stay.
+
+    Raises:
+        CheckpointError: there are adapters on something else than linear layers; earlier versions trained them.
+    """
     if lora is None:
         return weights
-    merged = {}
+    merged, unmergeable = {}, []
     for name, weight in weights.items():
         module, is_base, rest = name.partition(".base_layer.")
         if is_base and rest == "weight":
-            down, up = (weights[f"{module}.lora_{part}.default.weight"] for part in "AB")
-            weight = weight + (up @ down) * (lora.alpha / lora.rank)
+            down, up = (weights.get(f"{module}.lora_{part}.default.weight") for part in "AB")
+            if down is None or up is None or not _fits(weight, down, up, lora.rank):
+                unmergeable.append(module)
+                continue
+            weight = _merged(weight, down, up, lora.alpha / lora.rank)
         if ".lora_" not in name:
             merged[name.replace(".base_layer.", ".")] = weight
+    if unmergeable:
+        raise CheckpointError(
+            f"the checkpoint has adapters on {', '.join(unmergeable)}, which cannot be merged: only those on linear "
+            f"layers can, of rank {lora.rank} as the run's config says. Start a new RUN with other learner.lora.targets"
+        )
     return merged
 
 
@@ -84,4 +110,14 @@ def merged_value(parts: list[torch.nn.Parameter], adapter: LoraLinear | None) ->
     base = parts[0].detach()
     if adapter is None:
         return base
-    return base + adapter.get_delta_weight("default").detach().to(base.dtype)
+    _, down, up = parts
+    return _merged(base, down.detach(), up.detach(), adapter.scaling["default"])
+
+
+def _fits(base: torch.Tensor, down: torch.Tensor, up: torch.Tensor, rank: int) -> bool:
+    return base.ndim == 2 and up.shape == (base.shape[0], rank) and down.shape == (rank, base.shape[1])
+
+
+def _merged(base: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scaling: float) -> torch.Tensor:
+    """In float32 until it is rounded once, by a learner and by an export from its checkpoint alike."""
+    return (base.float() + (up.float() @ down.float()) * scaling).to(base.dtype)
