@@ -296,10 +296,12 @@ def test_columns_that_say_another_form_than_the_pixels_get_a_suggestion(
 
 
 def test_pairs_without_a_change_and_pictures_that_no_row_names(own: Path, tmp_path: Path) -> None:
-    (own / "t.csv").write_text(f"file,x1,y1,x2,y2\n{TRUTH[0].name},,,,\n{TRUTH[1].name},9,5,30,26\n")
+    (own / "t.csv").write_text(f"file,x1,y1,x2,y2\n{TRUTH[0].name},,,,\n" + f"{TRUTH[1].name},9,5,30,26\n" * 3)
     summary, notes = import_own_pairs(own, tmp_path / "out")
     assert (summary.num_pairs, summary.num_unchanged) == (2, 1)
     assert "left out: 8 pictures of a/ that t.csv does not name" in notes
+    assert "left out: 2 boxes that are there twice" in notes and summary.num_boxes == 1
+    assert "kinds: no label is given, so unknown" in notes
 
 
 @pytest.mark.parametrize("text", ["80,10,10", "0.8,0.2", "0.8,0.1,0.2", "a,b,c", "-0.5,1,0.5", "nan,0,1", ""])

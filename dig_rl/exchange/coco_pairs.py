@@ -84,8 +84,7 @@ def _pair_of(
         common["split"] = split_named(values.get("split"), where)
         if len(items) > MAX_BOXES:
             raise EntryError(where, f"expected at most {MAX_BOXES} annotations, found {len(items)}", "bad_labels")
-        boxes = (_box(path, number, item, image, labels, side) for number, item in items)
-        common["boxes"] = tuple(dict.fromkeys(boxes))
+        common["boxes"] = tuple(_box(path, number, item, image, labels, side) for number, item in items)
     except EntryError as error:
         common["fault"] = error
     if name_a and name_b:

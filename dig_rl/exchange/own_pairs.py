@@ -234,6 +234,8 @@ def _rules(
         rules.append(f"boxes: {chosen} ({why}), half-open")
     else:
         rules.append(f"boxes: {chosen}, half-open")
+    if chosen is not None and not any(box.label for pair in found.labels for box in pair.boxes):
+        rules.append("kinds: no label is given, so unknown")
     labels = Counter(box.label for pair in found.labels for box in pair.boxes if box.kind == "unknown" and box.label)
     if labels:
         told = ", ".join(f"{label!r} {count}" for label, count in labels.most_common(5))
@@ -244,6 +246,8 @@ def _rules(
         named = sum(pair.split is not None for pair in found.labels)
         how = f"train, validation, test {', '.join(f'{share:g}' for share in shares)} by a hash of the name"
         rules.append(f"splits: {how}" if not named else f"splits: as the table says for {named} pairs; else {how}")
+    if found.num_repeated:
+        rules.append(f"left out: {found.num_repeated} boxes that are there twice")
     if found.num_not_named:
         rules.append(f"left out: {found.num_not_named} pictures of a/ that {found.source.name} does not name")
     return rules

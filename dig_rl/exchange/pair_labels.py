@@ -201,6 +201,5 @@ def _joined(rows: Sequence[LabelledPair]) -> LabelledPair:
             fault = EntryError(first.where, problem, f"bad_{what}")
         values: dict[str, Any] = {what: next(iter(found), None)}
         first = replace(first, **values)
-    # A row that repeats another to the letter is one box.
-    boxes = tuple(dict.fromkeys(box for row in rows for box in row.boxes))
+    boxes = tuple(box for row in rows for box in row.boxes)
     return replace(first, boxes=boxes, fault=fault)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dig_rl.errors import DataError
@@ -26,6 +26,8 @@ class OwnPairs:
     """The table, or the folder of masks."""
     num_not_named: int
     """Pictures of `a/` that the table does not name."""
+    num_repeated: int
+    """Boxes that the table gives twice for a pair, left out."""
 
 
 def find_pairs(source: Path) -> OwnPairs:
@@ -51,7 +53,9 @@ def _find_pairs(source: Path) -> OwnPairs:
     side = folder.sides[0]
     named = {path for pair in table.pairs if side and pair.file and (path := side.find(pair.file))}
     not_named = len(side.names) - len(named) if side and named else 0
-    return OwnPairs(folder, table.pairs, table, source, not_named)
+    labels = [replace(pair, boxes=tuple(dict.fromkeys(pair.boxes))) for pair in table.pairs]
+    num_repeated = sum(len(pair.boxes) for pair in table.pairs) - sum(len(pair.boxes) for pair in labels)
+    return OwnPairs(folder, labels, table, source, not_named, num_repeated)
 
 
 def _only_source(folder: Path) -> Path:
@@ -97,7 +101,7 @@ def _from_masks(folder: PairFolder, masks: Path) -> OwnPairs:
             labels.append(LabelledPair(where, file=name, fault=fault))
     if not labels:
         raise DataError(f"{folder.path}: expected pictures in a/ and b/, found none")
-    return OwnPairs(folder, labels, None, masks, 0)
+    return OwnPairs(folder, labels, None, masks, 0, 0)
 
 
 def pictures_of(folder: PairFolder, labels: LabelledPair) -> tuple[Path, Path]:

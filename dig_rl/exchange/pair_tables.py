@@ -250,7 +250,7 @@ def _object_boxes(values: Mapping[str, Any], where: str, forms: set[BoxForm | No
         own_label = first_present(keys, OTHER_COLUMNS["label"]) or name or ""
         found.append(LabelledBox(four_numbers(numbers, where), str(own_label)))
         forms.add(form)
-    return tuple(dict.fromkeys(found))
+    return tuple(found)
 
 
 _READERS: dict[str, Callable[[Path], LabelTable]] = {
