@@ -37,7 +37,7 @@ def text_of(name: str, contents: bytes) -> Callable[[Path], Any]:
 
 
 BROKEN: list[tuple[str, Callable[[Path], Any], str]] = [
-    ("nothing that says", lambda own: None, r"holds a/ and b/ and nothing that says what changed; expected a table"),
+    ("nothing that says", lambda own: None, "holds a/ and b/, but nothing that says what changed; expected a"),
     (
         "no columns",
         csv_of(header="picture_name,left_edge"),
@@ -192,6 +192,14 @@ def test_many_faults_of_one_kind_are_one_message(tmp_path: Path) -> None:
         write_pictures(own, TRUTH[:1])
         (own / "b" / TRUTH[0].name).write_bytes(b"")
         import_own_pairs(own, tmp_path / "out")
+
+
+def test_boxes_that_do_not_fit_as_they_are_said_to_be_written_come_with_a_doubt(own: Path, tmp_path: Path) -> None:
+    write_csv(own, truth=FEW)
+    with pytest.raises(
+        DataError, match=r"x_max <= 80(.|\n)*suspected: the boxes look like xyxy_px, read as xywh_px: of"
+    ):
+        import_own_pairs(own, tmp_path / "out", box_format="xywh_px")
 
 
 def test_pictures_that_only_decoding_finds_damaged_are_counted(own: Path, tmp_path: Path) -> None:

@@ -67,27 +67,23 @@ def import_own_pairs(
     if found.table is not None and any(pair.boxes for pair in found.labels):
         chosen, suspicion = choose_format(found, found.table, box_format)
     entries: list[Callable[[], SourcePair]] = [
-        partial(
-            _source_pair,
-            found.folder,
-            labels,
-            pair_id,
-            chosen,
-            labels.split or split_by_name(labels.names_within_sides[0], shares),
-        )
+        partial(_source_pair, found.folder, labels, pair_id, chosen, shares)
         for labels, pair_id in zip(found.labels, ids, strict=True)
     ]
     rules = _rules(found, chosen, box_format, shares, split)
-    summary = write_pairs(
-        entries,
-        {"title": "own pairs", **_provenance(found), "rules": rules},
-        found.folder.path,
-        out,
-        split=split,
-        skip_bad=skip_bad,
-        unchanged=True,
-        on_progress=on_progress,
-    )
+    try:
+        summary = write_pairs(
+            entries,
+            {"title": "own pairs", **_provenance(found), "rules": rules},
+            found.folder.path,
+            out,
+            split=split,
+            skip_bad=skip_bad,
+            unchanged=True,
+            on_progress=on_progress,
+        )
+    except DataError as error:
+        raise DataError("\n".join([str(error), *suspicion])) from None
     return summary, [*rules, *suspicion]
 
 
@@ -109,7 +105,7 @@ def read_shares(text: str) -> tuple[float, float, float]:
 
 
 def _source_pair(
-    folder: PairFolder, labels: LabelledPair, pair_id: str, box_format: BoxFormat | None, split: Split
+    folder: PairFolder, labels: LabelledPair, pair_id: str, box_format: BoxFormat | None, shares: Sequence[float]
 ) -> SourcePair:
     if labels.fault:
         raise labels.fault
@@ -121,6 +117,7 @@ def _source_pair(
         boxes = [LabelledBox(box) for box in _mask_boxes(folder.mask(labels.mask, labels.where), frame, labels.where)]
     else:
         boxes = [_in_px(box, box_format, frame, labels) for box in labels.boxes]
+    split = labels.split or split_by_name(labels.names_within_sides[0], shares)
     return SourcePair(pair_id, image_a, image_b, split, _differences(boxes), labels.where)
 
 

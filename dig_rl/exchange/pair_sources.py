@@ -71,9 +71,11 @@ def _only_source(folder: Path) -> Path:
         raise DataError(
             f"{folder} holds several things that may say what changed: {listed}; name one, as FROM={found[0]}"
         )
-    there = "a/ and b/" if all(pairs.sides) else "neither a/ and b/" if not any(pairs.sides) else "one of a/ and b/"
+    there = (
+        "a/ and b/, but" if all(pairs.sides) else "one of a/ and b/, and" if any(pairs.sides) else "no a/ and b/, and"
+    )
     raise DataError(
-        f"{folder} holds {there} and nothing that says what changed; expected a table (*.csv, *.tsv, *.jsonl, COCO's "
+        f"{folder} holds {there} nothing that says what changed; expected a table (*.csv, *.tsv, *.jsonl, COCO's "
         "*.json) with boxes, or change masks as PNG in masks/"
     )
 
