@@ -2,6 +2,8 @@
 
 import os
 
-from launch.writable_home import provide_caches
+from launch.places import provide_caches, provide_temporary
 
-provide_caches(os.environ)  # before any import that looks for its cache
+# Before any import that looks for its cache.
+provide_temporary(os.environ)
+provide_caches(os.environ)

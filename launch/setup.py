@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dig_rl.errors import SetupError
+from launch.places import UNQUOTABLE
 from launch.preflight import (
     Python,
     check_blender,
@@ -43,8 +44,6 @@ UNFINISHED = "dig-rl-unfinished"
 HOOK = "dig_rl_torchvision_ops"
 NEEDED_GIB = {"cpu": 9.0, "gpu": 25.0, "blender": 2.5}
 """Free disk space before a first installation: what ends up installed plus the downloads."""
-UNQUOTABLE = re.compile(r"[^\w@%+=:,./-]")
-"""A letter of a path that a shell would not take for itself."""
 PYTHONS = ("python3.11", "python3.12", "python3.13")
 
 

@@ -21,10 +21,9 @@ def test_a_short_folder_has_room_for_a_socket_and_a_longer_one_is_left() -> None
         given = dict(environment)
         provide_sockets(given)
         assert given == environment
-    for folder in (too_long, "/tmp/a b", "/tmp/it's", "/tmp/$x", '/tmp/"'):
-        environment = {"TMPDIR": folder}
-        provide_sockets(environment)
-        assert environment == {"TMPDIR": folder, "RAY_TMPDIR": "/tmp", "VLLM_RPC_BASE_PATH": "/tmp"}
+    environment = {"TMPDIR": too_long}
+    provide_sockets(environment)
+    assert environment == {"TMPDIR": too_long, "RAY_TMPDIR": "/tmp", "VLLM_RPC_BASE_PATH": "/tmp"}
     named = {"TMPDIR": too_long, "RAY_TMPDIR": "/mine", "VLLM_RPC_BASE_PATH": "/mine"}
     environment = dict(named)
     provide_sockets(environment)

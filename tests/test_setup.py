@@ -79,7 +79,7 @@ def test_set_up_can_be_read_by_an_old_python(repo_root: Path) -> None:
         "launch/__init__.py",
         "launch/setup.py",
         "launch/preflight.py",
-        "launch/writable_home.py",
+        "launch/places.py",
         "dig_rl/__init__.py",
         "dig_rl/errors.py",
     ):
@@ -141,7 +141,7 @@ def run_make(folder: Path, *arguments: str, path: str | None = None) -> subproce
 def fresh_clone(tmp_path: Path, repo_root: Path) -> Path:
     """What set-up needs of the repository, in a folder with a space in its path and without an environment."""
     clone = tmp_path / "a clone"
-    code = ["__init__", "setup", "preflight", "torchvision_ops", "writable_home"]
+    code = ["__init__", "setup", "preflight", "torchvision_ops", "places"]
     sources = [f"launch/{name}.py" for name in code] + ["dig_rl/__init__.py", "dig_rl/errors.py"]
     for name in ["Makefile", "setup.cfg", "pyproject.toml", *sources]:
         (clone / name).parent.mkdir(parents=True, exist_ok=True)

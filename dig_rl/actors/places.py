@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import secrets
 from collections.abc import MutableMapping
 from pathlib import Path
@@ -17,17 +16,15 @@ LONGEST_BYTES = 39
 
 
 def provide_sockets(environment: MutableMapping[str, str]) -> None:
-    """Keep the sockets of Ray and vLLM in `/tmp` where the path of TMPDIR is too long for them, or not plain.
+    """Keep the sockets of Ray and vLLM in `/tmp` where the path of TMPDIR is too long for them.
 
-    Ray writes its folder into command lines that it takes apart again, which an apostrophe in it does not survive. A
-    place that the user names stays as it is.
+    A place that the user names stays as it is.
     """
     folder = environment.get("TMPDIR", SHORT)
-    is_plain = re.fullmatch(r"[\w@%+=:,./-]*", folder) is not None
-    if (is_plain and len(os.fsencode(folder)) <= LONGEST_BYTES) or not os.access(SHORT, os.W_OK | os.X_OK):
+    if len(os.fsencode(folder)) <= LONGEST_BYTES or not os.access(SHORT, os.W_OK | os.X_OK):
         return
     if "RAY_TMPDIR" not in environment:
-        _log.info("Ray and vLLM keep their sockets in %s: the path of TMPDIR is too long or not plain", SHORT)
+        _log.info("Ray and vLLM keep their sockets in %s: the path of TMPDIR is too long for them", SHORT)
     environment.setdefault("RAY_TMPDIR", SHORT)
     environment.setdefault("VLLM_RPC_BASE_PATH", SHORT)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.writable_home import ROOT, provide_caches
+from launch.places import ROOT, provide_caches, provide_temporary
 
 NO_FOLDER = "/proc/nonexistent"
 """Not even root can make one there."""
@@ -49,10 +49,22 @@ def test_a_home_that_can_be_written_is_left_alone(tmp_path: Path, monkeypatch: p
 def test_downloaded_models_and_the_users_own_places_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".cache" / "huggingface").mkdir(parents=True)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr("launch.writable_home.can_write", lambda folder: folder == OWN)
+    monkeypatch.setattr("launch.places.can_write", lambda folder: folder == OWN)
     environment = {"HOME": str(tmp_path), "TRITON_HOME": "/mine"}
     provide_caches(environment)
     assert (environment["HF_HOME"], environment["TRITON_HOME"]) == (f"{tmp_path}/.cache/huggingface", "/mine")
+
+
+@pytest.mark.parametrize(
+    ("folder", "used"), [("/scratch/ü/job-1.tmp", None), ("/tmp/a b", "/tmp"), ("/x/it's", "/tmp")]
+)
+def test_compilers_get_a_folder_that_needs_no_quotes(folder: str, used: str | None) -> None:
+    environment = {"TMPDIR": folder}
+    provide_temporary(environment)
+    assert environment == {"TMPDIR": used or folder}
+    unset: dict[str, str] = {}
+    provide_temporary(unset)
+    assert unset == {}
 
 
 def test_a_command_without_a_home_says_nothing_of_it(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A home folder that cannot be written, or none at all: what libraries would keep there goes elsewhere.
+"""A home folder that cannot be written, or a TMPDIR that compilers cannot use: libraries are pointed elsewhere.
 
 Runs before any other import of a command, on the system's Python too: standard library only, and no syntax newer than
 Python 3.7.
@@ -7,12 +7,15 @@ Python 3.7.
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import MutableMapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NOWHERE = Path(os.devnull)
+UNQUOTABLE = re.compile(r"[^\w@%+=:,./-]")
+"""A letter of a path that a shell would not take for itself."""
 
 
 def provide_caches(environment: MutableMapping[str, str]) -> None:
@@ -37,6 +40,12 @@ def provide_caches(environment: MutableMapping[str, str]) -> None:
         environment.setdefault("HF_HOME", str(caches / "huggingface"))
     if home == NOWHERE:
         environment["HOME"] = str(folder)
+
+
+def provide_temporary(environment: MutableMapping[str, str]) -> None:
+    """Use `/tmp` where TMPDIR has signs of a shell in it: torch writes it into commands of its compiler unquoted."""
+    if UNQUOTABLE.search(environment.get("TMPDIR", "")) and can_write(Path("/tmp")):
+        environment["TMPDIR"] = "/tmp"
 
 
 def can_write(folder: Path) -> bool:
