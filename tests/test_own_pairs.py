@@ -50,6 +50,8 @@ def made(out: Path) -> dict[str, bytes]:
 
 def test_a_table_as_excel_writes_it(own: Path, tmp_path: Path) -> None:
     write_csv(own)
+    (own / "labels").mkdir()  # of another tool
+    (own / "labels/street_01.txt").write_text("0 0.5 0.5 0.1 0.1")
     summary, notes = import_own_pairs(own, tmp_path / "out")
     assert (summary.num_pairs, summary.boxes_by_kind, summary.skipped.total()) == (10, {"add": 19}, 0)
     records = [record for _line, record in read_records(tmp_path / "out")]

@@ -63,7 +63,8 @@ def _only_source(folder: Path) -> Path:
     if folder.name.lower() in MASKS and not any(path.is_dir() for path in folder.iterdir()):
         return folder
     pairs = PairFolder(folder)
-    found = [path for path in sorted(folder.iterdir()) if is_table(path)] + ([pairs.masks.path] if pairs.masks else [])
+    masks = [pairs.masks.path] if pairs.masks and pairs.masks.names else []  # `labels/` may hold other files
+    found = [path for path in sorted(folder.iterdir()) if is_table(path)] + masks
     if len(found) == 1:
         return found[0]
     if found:

@@ -110,7 +110,8 @@ def _box_columns(names: Sequence[str]) -> tuple[BoxForm | None, tuple[str, ...]]
 
 def _require_columns(path: Path, header: Sequence[str], box_names: Sequence[str]) -> None:
     has = {what: any(name in header for name in names) for what, names in (FILE_COLUMNS | OTHER_COLUMNS).items()}
-    twice = sorted({name for name in header if name and header.count(name) > 1})
+    read = {*box_names, *(name for names in (FILE_COLUMNS | OTHER_COLUMNS).values() for name in names)}
+    twice = sorted({name for name in header if name in read and header.count(name) > 1})
     missing = []
     if not (has["file"] or (has["a"] and has["b"])):
         missing.append("no column names the pictures")
