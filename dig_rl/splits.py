@@ -31,7 +31,10 @@ def load_splits(config: Config) -> Splits:
     """
     data = config.data
     options: dict[str, Any] = {"allow_no_change": data.allow_no_change, "box_target": data.box_target}
-    train = load_examples(data.path, data.train_split, **options)
+    try:
+        train = load_examples(data.path, data.train_split, **options)
+    except MissingSplitError as error:
+        raise MissingSplitError(f"{error}; name the pairs to train on with data.train_split") from None
 
     def load_if_there(key: str, split: str | None, without: str) -> list[Example]:
         if split is None:

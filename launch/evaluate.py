@@ -15,7 +15,7 @@ from dig_rl.actors.fleet import launch_rollouts
 from dig_rl.bounds import MAX_TEMPERATURE, MIN_TEMPERATURE
 from dig_rl.config import Config, load_config
 from dig_rl.durable import write_durably
-from dig_rl.errors import ConfigError
+from dig_rl.errors import ConfigError, MissingSplitError
 from dig_rl.evaluate import answer_pairs
 from dig_rl.evaluation.answers import JudgedPair, TruePair, judge_pairs, load_true_pairs, read_answers, write_answers
 from dig_rl.evaluation.overview import Overview, overview
@@ -149,7 +149,10 @@ def open_source(name: str, options: argparse.Namespace) -> Source:
     else:
         config, description = load_checkpoint_config(name, options.config, overrides)
     data = config.data
-    truths = load_true_pairs(data.path, data.heldout_split, data.box_target, config.evaluation.max_pairs)
+    try:
+        truths = load_true_pairs(data.path, data.heldout_split, data.box_target, config.evaluation.max_pairs)
+    except MissingSplitError as error:
+        raise MissingSplitError(f"{error}; name one that is there with SPLIT=") from None
     stored = judge_pairs(truths, read_answers(Path(name)), name) if is_stored else None
     return Source(name, description, config, truths, stored, decoding)
 

@@ -59,8 +59,11 @@ def resolve(command: str) -> dict[str, str]:
         if name in options:
             config, _ = load_checkpoint_config(options[name], paths, settings)
             assert find_policy(options[name]), command
-            folder, split = config.data.path, config.data.heldout_split
-            _check_split(Path(options.get("--data", folder)), options.get("--split", split))
+            if options["module"] in ("evaluate", "compare"):
+                folder, split = config.data.path, config.data.heldout_split
+                _check_split(Path(options.get("--data", folder)), options.get("--split", split))
+            elif options["module"] == "suites":
+                assert int(options.get("--max-tokens", 1024)) < config.rollout.max_model_len, command
     if options["module"] == "train":
         config = load_config(paths, settings)
         read_inputs(config, ROOT)

@@ -20,6 +20,7 @@ from dig_rl.prompts import instruction
 from dig_rl.vllm_options import SERVED_NAME
 from launch.serve import wait_until_ready
 from tests.groups import make_pair
+from tests.next_commands import printed, resolve
 from tests.tiny import CONFIG, ENVIRONMENT, ROOT
 
 
@@ -45,6 +46,8 @@ def test_the_server_answers_about_a_pair_and_ctrl_c_ends_it(random_policy: Path,
         ready = next((line for line in server.stdout if line.startswith("ready: ")), None)
         assert ready is not None, (tmp_path / "serve.log").read_text()
         assert ready.startswith(f"ready: http://127.0.0.1:{port}/v1, model {SERVED_NAME}")
+        (suites,) = printed(next(server.stdout))
+        assert resolve(suites)["--url"] == f"http://127.0.0.1:{port}/v1"
         pair = make_pair(tmp_path, (64, 48))
         text = {"type": "text", "text": instruction("union", "norm1000")}
         content = [as_content(pair.image_a_path), as_content(pair.image_b_path), text]
