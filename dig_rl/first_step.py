@@ -79,4 +79,7 @@ def compare_inputs(sampled: Mapping[Example, PolicyInput], learned: Mapping[Exam
 
 def _in_words(found: PolicyInput) -> str:
     grids = " and ".join("x".join(map(str, row)) for row in found.grid)
-    return f"{'x'.join(map(str, found.shape))} {found.dtype} values of {grids} patches, sha256 {found.sha256[:16]}"
+    scale = f" scaled by {found.level_scale}" if found.level_scale else ""
+    return (
+        f"{'x'.join(map(str, found.shape))} {found.dtype} values of {grids} patches{scale}, sha256 {found.sha256[:16]}"
+    )

@@ -28,6 +28,7 @@ from dig_rl.curriculum import Stage, stage_config
 from dig_rl.deepspeed_table import with_schedule_length
 from dig_rl.errors import AlarmError, DataError, PluginError
 from dig_rl.evaluate import evaluate_greedily, figures_by_count
+from dig_rl.first_step import FirstStep
 from dig_rl.inputs import Inputs, read_inputs
 from dig_rl.looks import with_looks
 from dig_rl.metrics import read_metrics, summarise_dropped, summarise_groups
@@ -105,6 +106,7 @@ class Training:
         self._saved_step = 0
         self._saved_at = time.monotonic()
         self._alarms = AlarmWatch(config.alarms)
+        self._first_step = FirstStep(fleet)
         learner_engine, card = fleet.learner.facts()
         self.summary = Summary(
             run.path,
@@ -148,7 +150,8 @@ class Training:
             self._fleet.configure(settings)
             self._configured = settings
         examples = self._curriculum.next_examples()
-        collected = self._collect(examples, stage)
+        with self._first_step.same_pictures():
+            collected = self._collect(examples, stage)
         groups, figures = collected.groups, collected.figures
         self._record(groups, settings)
         stage_end = self._curriculum.observe(groups)

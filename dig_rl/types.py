@@ -104,12 +104,15 @@ class PolicyInput:
     """What the pictures of one pair are when they reach the policy, short enough to compare between processes."""
 
     sha256: str
-    """Of all pixel values and of the grid, in the type that the policy computes in."""
+    """Of all pixel values and of the grid."""
     shape: tuple[int, ...]
     """Of the pixel values: patches of both pictures, values of a patch."""
     grid: tuple[tuple[int, ...], ...]
     """Patches of each picture: frames, rows, columns."""
     dtype: str
+    """Of the pixel values: `uint8` where the policy itself turns levels into numbers, else what it computes in."""
+    level_scale: tuple[float, ...] = ()
+    """With `uint8`: what a level is multiplied by in each channel, then what is added, to six decimals."""
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from dig_rl.errors import PolicyError
 from dig_rl.first_step import compare_inputs
-from dig_rl.policy.checksums import policy_input, tensors_sha256
+from dig_rl.policy.checksums import as_sampled, policy_input, tensors_sha256
 from dig_rl.types import Example, Look, PolicyInput
 
 GRID = torch.tensor([[1, 2, 4], [1, 2, 4]])
@@ -51,6 +52,26 @@ def test_any_difference_is_found_and_named(other: PolicyInput) -> None:
     )
     assert same.sha256[:16] in message and other.sha256[:16] in message and "16x6 float32 values" in message
     assert "x".join(map(str, other.shape)) in message and "/data/p1_b.png" in message
+
+
+def processor_of(mean: float, std: float) -> SimpleNamespace:
+    return SimpleNamespace(image_mean=[mean, 0.4, 0.5], image_std=[std, 0.25, 0.3], rescale_factor=1 / 255)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.5, 0.5), (0.48145466, 0.26862954)])
+def test_levels_are_found_again_exactly(mean: float, std: float) -> None:
+    """What a sampler has that gives the policy levels, from the learner's float32 numbers."""
+    processor = processor_of(mean, std)
+    levels = torch.arange(256, dtype=torch.uint8).repeat(3, 1).reshape(1, 768).repeat(16, 1)
+    scaled = levels.reshape(16, 3, 256) / 255 - torch.tensor(processor.image_mean)[:, None]
+    values = (scaled / torch.tensor(processor.image_std)[:, None]).reshape(16, 768)
+    scale = [1 / 255 / std, 1 / 255 / 0.25, 1 / 255 / 0.3, -mean / std, -1.6, -0.5 / 0.3]
+    sampled = policy_input(levels, GRID, torch.tensor(scale).tolist())  # as float32, as vLLM has them
+    assert as_sampled(values, GRID, "uint8", processor) == sampled
+    assert as_sampled(values, GRID, "uint8", processor_of(mean + 1e-3, std)) != sampled
+    for dtype in (torch.bfloat16, torch.float32):
+        name = str(dtype).removeprefix("torch.")
+        assert as_sampled(values, GRID, name, processor) == policy_input(values.to(dtype), GRID)
 
 
 def test_a_checksum_tells_types_and_shapes_apart() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,15 +14,19 @@ import pytest
 from dig_rl.algo.batch import TrainingGroup
 from dig_rl.config import Config, load_config
 from dig_rl.curriculum import Curriculum, load_stages
+from dig_rl.errors import PolicyError
 from dig_rl.metrics import read_metrics
 from dig_rl.progress import TrainProgress
 from dig_rl.recording import read_recording
 from dig_rl.run_folder import RunFolder
 from dig_rl.tracking import Tracker
 from dig_rl.train import Inputs, Training
-from dig_rl.types import Completion, Example, RolloutGroup, SampledGroup, Score
+from dig_rl.types import Completion, Example, PolicyInput, RolloutGroup, SampledGroup, Score
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+PICTURES = PolicyInput("0" * 64, (16, 6), ((1, 2, 4), (1, 2, 4)), "float32")
 
 
 class Engines:
@@ -33,8 +38,18 @@ class Engines:
         self.updates: list[list[str]] = []
         self.synced: list[int] = []
         self.checked: list[int] = []
-        self.rollouts = SimpleNamespace(collect=self._collect, reset_caches=lambda: None)
-        self.learner = SimpleNamespace(facts=lambda: ("none", {"device": "cpu"}), step=self._step)
+        self.sampled: dict[Example, PolicyInput] = {}
+        self.compared: list[list[Example]] = []
+        self.learned = PICTURES
+        self.rollouts = SimpleNamespace(
+            collect=self._collect,
+            reset_caches=lambda: None,
+            watch_inputs=self.sampled.clear,
+            policy_inputs=lambda: self.sampled,
+        )
+        self.learner = SimpleNamespace(
+            facts=lambda: ("none", {"device": "cpu"}), step=self._step, policy_inputs=self._policy_inputs
+        )
         self.policy = SimpleNamespace(engine="none", frame="norm1000", prompt="Find it.")
         self.cluster = SimpleNamespace(ray_version="none")
 
@@ -42,6 +57,7 @@ class Engines:
         self, examples: Sequence[Example], before: Sequence[RolloutGroup], *, step: int, stage: str
     ) -> tuple[list[RolloutGroup], dict]:
         self.asked.append([example.pair_id for example in examples])
+        self.sampled |= dict.fromkeys(examples, PICTURES)
         groups = []
         for example in examples:
             completions = tuple(Completion((1, 2), (-1.0, -1.0), "", "stop", seed) for seed in range(2))
@@ -53,6 +69,11 @@ class Engines:
     def _step(self, groups: Sequence[TrainingGroup]) -> dict[str, float]:
         self.updates.append([group.example.pair_id for group in groups])
         return {"learner/loss": 0.0}
+
+    def _policy_inputs(self, examples: list[Example], dtypes: list[str]) -> list[PolicyInput]:
+        assert dtypes == [PICTURES.dtype] * len(examples)
+        self.compared.append(examples)
+        return [self.learned] * len(examples)
 
     def configure(self, config: Config) -> None:
         pass
@@ -153,3 +174,19 @@ def test_the_rollouts_of_the_newest_steps_are_on_record(tmp_path: Path) -> None:
     # Refilled pairs are in it, and groups without signal.
     asked = [pair_id for round_ in engines.asked[-2:] for pair_id in round_]
     assert [group.sampled.example.pair_id for group in recording.groups] == asked
+
+
+def test_the_first_step_alone_compares_all_its_pictures_refills_included(tmp_path: Path) -> None:
+    engines = Engines(useful={"d1-0"})
+    run_steps(tmp_path, engines, "rollout.max_refills=1", 'data.looks=["mirror"]')
+    (compared,) = engines.compared
+    assert [example.pair_id for example in compared] == engines.asked[0] + engines.asked[1]
+    assert {example.look.mirror for example in compared} == {True, False}
+
+
+def test_different_pictures_end_a_run_before_it_learns_from_them(tmp_path: Path) -> None:
+    engines = Engines(useful={f"d1-{index}" for index in range(6)})
+    engines.learned = replace(PICTURES, shape=(8, 6))
+    with pytest.raises(PolicyError, match=r"pair d1-\d: sampler and learner see different pictures .* 16x6 .* 8x6 "):
+        run_steps(tmp_path, engines)
+    assert engines.updates == [] and engines.synced == []

@@ -18,7 +18,9 @@ from dig_rl.data import load_examples
 from dig_rl.errors import DataError
 from dig_rl.evaluation.answers import StoredAnswer
 from dig_rl.exchange.coco import export_coco
+from dig_rl.exchange.pictures import read_picture
 from dig_rl.exchange.refcoco import find_splits
+from dig_rl.image_files import stored_size
 from dig_rl.inspection.check import check_folder, figures_of
 from dig_rl.inspection.sheet import contact_sheet
 from dig_rl.reporting.heldout import _judged
@@ -247,5 +249,8 @@ def test_a_picture_too_long_for_any_policy_names_its_pair(tmp_path: Path, size: 
     expected = f"image images/p0_a.png is {size[0]}x{size[1]}, one side {ratio} times the other; expected at most 200"
     with pytest.raises(DataError, match=f"line 1, pair p0: {expected}"):
         load_examples(folder, "train")
+    for read in (stored_size, lambda path: read_picture(path, "entry 3")):  # RefCOCO's and an import's
+        with pytest.raises(DataError, match="expected at most 200 times"):
+            read(folder / "images/p0_a.png")
     errors = [str(finding) for finding in check_folder(folder).errors if "expected at most 200" in finding.problem]
     assert len(errors) == 2 and expected in errors[0] and "p0_b.png" in errors[1]

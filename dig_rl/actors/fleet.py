@@ -147,7 +147,7 @@ class LearnerRanks:
         self._everywhere("export", str(folder))
 
     def policy_inputs(self, examples: Sequence[Example], dtypes: Sequence[str]) -> list[PolicyInput]:
-        """What the learner makes of each pair's pictures, in order, in the types given."""
+        """What the learner makes of each pair's pictures, in order, for a sampler that gives the policy `dtypes`."""
         return _deal(self._cluster, self._ranks, "policy_inputs", list(examples), list(dtypes))
 
     def facts(self) -> tuple[str, dict[str, Any]]:

@@ -31,7 +31,7 @@ from dig_rl.config import Config
 from dig_rl.deepspeed_table import learner_table
 from dig_rl.errors import CheckpointError
 from dig_rl.extension_lock import remove_stale_locks
-from dig_rl.policy.checksums import policy_input
+from dig_rl.policy.checksums import as_sampled
 from dig_rl.policy.load import load_frontend, load_model
 from dig_rl.policy.records import WeightRecord, records_of
 from dig_rl.policy.save import save_policy
@@ -128,11 +128,11 @@ class Learner:
         return {"device": device, "parameters": count, "architecture": type(model).__name__}
 
     def policy_inputs(self, examples: Sequence[Example], dtypes: Sequence[str]) -> list[PolicyInput]:
-        """What each pair's pictures are when they reach the policy, in the types given."""
-        pairs = zip(map(self._frontend.encode, examples), dtypes, strict=True)
+        """What each pair's pictures are when they reach the policy, as a sampler has them that gives it `dtypes`."""
+        pairs, processor = map(self._frontend.encode, examples), self._frontend.processor.image_processor
         return [
-            policy_input(pair["pixel_values"].to(getattr(torch, dtype)), pair["image_grid_thw"])
-            for pair, dtype in pairs
+            as_sampled(pair["pixel_values"], pair["image_grid_thw"], dtype, processor)
+            for pair, dtype in zip(pairs, dtypes, strict=True)
         ]
 
     def step(self, minibatches: Sequence[MiniBatch]) -> dict[str, float]:

@@ -12,7 +12,7 @@ import vllm
 from vllm import SamplingParams
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
-from dig_rl.actors.engine_inputs import inputs_of_requests, watched_requests
+from dig_rl.actors.engine_inputs import inputs_of_requests, level_scale, watched_requests
 from dig_rl.actors.engine_weights import HeldWeights, held_weights
 from dig_rl.config import Config, RolloutConfig
 from dig_rl.errors import PolicyError
@@ -194,7 +194,8 @@ class RolloutWorker:
             return
         with watched_requests(self._engine) as requests:
             yield
-        self._inputs |= dict(zip(examples, inputs_of_requests(requests, [param.n for param in params]), strict=True))
+        inputs = inputs_of_requests(requests, [param.n for param in params], level_scale(self._engine))
+        self._inputs |= dict(zip(examples, inputs, strict=True))
 
 
 def _repack_tied_heads(worker: Any) -> None:
