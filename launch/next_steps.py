@@ -50,8 +50,9 @@ def reward_settings(use: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 def training_with(config: Sequence[str], settings: Sequence[str] = ()) -> str:
     """`make train` with the configs and settings that a command was given, as a run of its own."""
-    stem = Path(config[-1] if config else SMALL_RUN).stem
-    return next_command("train", CONFIG=config, RUN=new_run(stem), SET=settings)
+    named = [file for file in config if file != SMALL_RUN]  # whose own name belongs to the demo
+    name = Path(named[-1]).stem if named else "mine"
+    return next_command("train", CONFIG=config, RUN=new_run(name), SET=settings)
 
 
 def after_data(folder: Path) -> str:
