@@ -40,6 +40,13 @@ _DEEP_RAW_MODE = ";16B"
 """How Pillow marks 16 bits a channel of a PNG, which it silently halves unless the picture is grey."""
 
 
+def open_picture(source: str | Path | BinaryIO) -> Image.Image:
+    """Open a picture of one of `FORMATS`, without Pillow's warnings: damaged tags are none, and sizes are checked."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Image.open(source, formats=FORMATS)
+
+
 def kind_problem(image: Image.Image, *, converts: bool) -> str | None:
     """Why a picture of this kind is refused, in words that follow its name; None for one that is taken.
 
@@ -133,21 +140,21 @@ def read_stored(path: str | Path) -> Image.Image:
 
 def read_with_tag(path: str | Path) -> tuple[Image.Image, int]:
     """A picture as `read_stored` gives it, and the turn that other readers would give it, 1 for none."""
-    with Image.open(path, formats=FORMATS) as image:
+    with open_picture(path) as image:
         _refuse(image)
         return rgb_of(image), turning_tag(image)
 
 
 def stored_size(source: str | Path | BinaryIO) -> tuple[int, int]:
     """(width, height) of a picture as `read_stored` gives it, from its header; raises as that does."""
-    with Image.open(source, formats=FORMATS) as image:
+    with open_picture(source) as image:
         _refuse(image)
         return image.size
 
 
 def has_tag(path: str | Path) -> bool:
     """Whether readers that follow a turning tag would turn this picture, or fail over a damaged one."""
-    with Image.open(path, formats=FORMATS) as image:
+    with open_picture(path) as image:
         return _readable_tag(image) != UPRIGHT
 
 
@@ -222,7 +229,7 @@ def folders_outside(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def _content_problem(path: Path, size_px: tuple[int, int]) -> str | None:
-    with Image.open(path, formats=FORMATS) as image:
+    with open_picture(path) as image:
         if image.width * image.height > MAX_PIXELS:
             return f"claims {image.width}x{image.height}, more than {MAX_PIXELS} pixels are not decoded"
         if image.size != size_px:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import struct
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from dig_rl.image_files import (
     MAX_PIXELS,
     frames_problem,
     kind_problem,
+    open_picture,
     rgb_of,
     transparency_problem,
     turn_upright,
@@ -94,9 +94,7 @@ def _open(path: Path, where: str, *, is_mask: bool = False) -> Image.Image:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise EntryError(where, f"picture {path} is larger than {MAX_FILE_BYTES // 2**20} MiB", "bad_image")
         contents = path.read_bytes()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # a stricter limit follows
-            image = Image.open(io.BytesIO(_without_text(contents)), formats=FORMATS)
+        image = open_picture(io.BytesIO(_without_text(contents)))
     except Image.DecompressionBombError:
         raise EntryError(where, f"picture {path} has more than {MAX_PIXELS:,} pixels", "bad_image") from None
     except DAMAGE as error:
