@@ -47,7 +47,7 @@ def pair(
         seed=None,
         differences=differences,
     )
-    return PairExamination(index + 1, record, (), {}, None, None, facts)
+    return PairExamination(index + 1, record, (), {}, None, None, facts, formats=None, num_tagged=0)
 
 
 def random_box() -> tuple[float, ...]:
