@@ -43,8 +43,13 @@ def provide_caches(environment: MutableMapping[str, str]) -> None:
 
 
 def provide_temporary(environment: MutableMapping[str, str]) -> None:
-    """Use `/tmp` where TMPDIR has signs of a shell in it: torch writes it into commands of its compiler unquoted."""
-    if UNQUOTABLE.search(environment.get("TMPDIR", "")) and can_write(Path("/tmp")):
+    """Use `/tmp` where TMPDIR has signs of a shell in it, or letters beyond ASCII.
+
+    Torch writes it into commands of its compiler unquoted, and Ray fails on such letters.
+    """
+    folder = environment.get("TMPDIR", "")
+    is_plain = not UNQUOTABLE.search(folder) and not re.search(r"[^\x00-\x7f]", folder)
+    if not is_plain and can_write(Path("/tmp")):
         environment["TMPDIR"] = "/tmp"
 
 
