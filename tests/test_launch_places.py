@@ -56,9 +56,9 @@ def test_downloaded_models_and_the_users_own_places_stay(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("folder", "used"), [("/scratch/ü/job-1.tmp", None), ("/tmp/a b", "/tmp"), ("/x/it's", "/tmp")]
+    ("folder", "used"), [("/scratch/job-1.tmp", None), ("/x/ü", "/tmp"), ("/tmp/a b", "/tmp"), ("/x/it's", "/tmp")]
 )
-def test_compilers_get_a_folder_that_needs_no_quotes(folder: str, used: str | None) -> None:
+def test_compilers_and_ray_get_a_folder_that_needs_no_quotes(folder: str, used: str | None) -> None:
     environment = {"TMPDIR": folder}
     provide_temporary(environment)
     assert environment == {"TMPDIR": used or folder}
