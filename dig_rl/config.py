@@ -142,7 +142,7 @@ class RolloutConfig(_Section):
     max_completion_tokens: int = Field(4096, ge=1)
     max_model_len: int = Field(8192, ge=16)
     """Prompt with image tokens plus completion, in tokens."""
-    num_threads: int = Field(2, ge=1)
+    num_threads: int = Field(2, ge=1, le=1024)
     """OpenMP threads of one worker on a CPU."""
     kv_cache_gib: int = Field(1, ge=1)
     """Key-value cache of one worker on a CPU, GiB."""
@@ -226,7 +226,7 @@ class LearnerConfig(_Section):
     gradient_checkpointing: bool = False
     num_ranks: int = Field(1, ge=1)
     """DeepSpeed ranks, one actor each."""
-    num_threads: int = Field(2, ge=1)
+    num_threads: int = Field(2, ge=1, le=1024)
     """OpenMP threads of one rank on a CPU."""
     num_gpus: Gpus = 0
     """GPUs that Ray reserves for one rank."""

@@ -34,6 +34,7 @@ STAGES = "".join(f"[[stages]]\nname = '{name}'\ndifferences = [1, 1]\nsteps = 1\
         ("learner.importance_cap=inf", "learner.importance_cap: Input should be a finite number"),
         ("rollout.vllm={logprobs_mode='raw_logprobs'}", "rollout.vllm: logprobs_mode must be processed_logprobs"),
         ("rollout.vllm={model='other'}", "rollout.vllm: model is policy.path"),
+        ("learner.num_threads=1000000", "learner.num_threads: Input should be less than or equal to 1024"),
         ("rollout.group_size=1025", "rollout.group_size: Input should be less than or equal to 1024"),
     ],
 )

@@ -38,6 +38,13 @@ def pair(cluster: Cluster) -> tuple[Actor, Actor]:
     return actors
 
 
+def test_more_gpus_than_a_private_cluster_has_are_refused_at_once(cluster: Cluster) -> None:
+    with pytest.raises(
+        ClusterError, match=r"greedy-0 reserves 99 GPUs.* this machine offers \d+\. Lower rollout\.num_gpus"
+    ):
+        cluster.spawn("greedy-0", ECHO, num_gpus=99)
+
+
 def run_script(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run it in a process of its own: Ray knows one cluster a process."""
     return subprocess.run(

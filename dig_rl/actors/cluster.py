@@ -98,12 +98,15 @@ class Pending:
     ref: Any
 
 
-def connect(address: str | None, num_slots: int) -> None:
+def connect(address: str | None, num_slots: int) -> str:
     """Start a private Ray, or join one; `ray.shutdown()` leaves it.
 
     Args:
         address: of the Ray to join, `local` for a private one; None means RAY_ADDRESS, or else a private one.
         num_slots: CPU slots that a private one offers at least.
+
+    Returns:
+        Which it is: an address, or `local`.
 
     Raises:
         ClusterError: Ray cannot be started or reached.
@@ -130,6 +133,7 @@ def connect(address: str | None, num_slots: int) -> None:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts one of its own, which knows nothing of us
+    return address
 
 
 class Cluster:
@@ -150,8 +154,9 @@ class Cluster:
         self._log_dir = log_dir
         self._actors: list[Actor] = []
         self._building: list[Pending] = []
+        self._num_gpus = 0.0  # of all actors
         log_dir.mkdir(parents=True, exist_ok=True)
-        connect(config.address, num_actors)
+        self._is_private = connect(config.address, num_actors) == "local"
 
     @property
     def ray_version(self) -> str:
@@ -176,7 +181,17 @@ class Cluster:
             num_cpus: slots that Ray reserves; an actor without one is placed on any machine at once.
             num_gpus: that Ray reserves.
             environment: of the actor's process, set before it imports anything.
+
+        Raises:
+            ClusterError: a private cluster has fewer GPUs than its actors reserve; one that is joined may yet grow.
         """
+        self._num_gpus += num_gpus
+        if num_gpus and self._is_private and self._num_gpus > (offered := ray.cluster_resources().get("GPU", 0)):
+            raise ClusterError(
+                f"{name} reserves {num_gpus:g} GPUs, which makes {self._num_gpus:g} with the actors before it; this "
+                f"machine offers {offered:g}. Lower rollout.num_gpus and learner.num_gpus (0 is the CPU) or the number "
+                "of workers and ranks, or join a cluster that has them (cluster.address)"
+            )
         log_path = self._log_dir / f"{name}.log"
         host = ray.remote(_Host).options(
             num_cpus=num_cpus,
