@@ -52,14 +52,22 @@ def override(key: str, value: Any) -> str:
 
     Args:
         key: dotted.
-        value: text, a number, a truth value, or a list of these.
+        value: text, a number, a truth value, or a list or table of these.
     """
     bare = f"{key}={value}"
     is_plain = isinstance(value, str) and value and value == value.strip() and value.isprintable()
     if is_plain and split_overrides(bare) == [bare] and parse_override(bare)[1] == value:
         return bare
+    return f"{key}={_as_toml(value)}"
+
+
+def _as_toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_as_toml(str(key))} = {_as_toml(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_as_toml, value)) + "]"
     # JSON's strings are TOML's, but for letters beyond 16 bits, which JSON would write as two, and for DEL.
-    return f"{key}=" + json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _end_of_value(text: str, start: int) -> int:

@@ -40,10 +40,15 @@ def as_run(command: str, cwd: Path = ROOT) -> list[str]:
 def options_of(command: str) -> dict[str, str]:
     """The options that it hands on, by name; every variable that it sets is among them."""
     _, module, *words = as_run(command)
-    options = dict(zip(words[::2], words[1::2], strict=True)) | {"module": module.removeprefix("launch.")}
-    for word in shlex.split(command)[1:]:
-        if re.match("[A-Z_]+=", word):
-            assert word.partition("=")[2] in options.values(), f"{word} of {command} is not handed on"
+    options = {"module": module.removeprefix("launch.")}
+    for index, word in enumerate(words):
+        if word.startswith("--"):
+            value = " ".join(words[index + 1 : index + 2])
+            told = "" if value.startswith("--") else value
+            options[word] = " ".join(filter(None, [options.get(word), told]))
+    given = [word.partition("=")[2] for word in shlex.split(command)[1:] if re.match("[A-Z_]+=", word)]
+    for value in given:
+        assert value == "1" or any(value in told for told in options.values()), f"{value} of {command} is not handed on"
     return options
 
 

@@ -42,7 +42,7 @@ def test_the_settings_of_one_text_are_told_apart(text: str, expected: list[str])
     "value",
     [
         *("data/x", "my data", "it's", "1", "1e-6", "true", "none", "", " x ", "a b=c", "[1", '"q"', "a#b", "ü😀"),
-        *("a\nb", "\x7f", True, 3, 0.5, ["a", "b c"]),
+        *("a\nb", "\x7f", True, 3, 0.5, ["a", "b c"], {"a b": [{"c": "}"}], "d": 1}),
     ],
 )  # fmt: skip
 def test_a_setting_reads_back_as_what_was_written(value: object) -> None:
