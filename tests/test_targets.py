@@ -8,12 +8,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedModel
 
 from dig_rl.config import Config, load_config
 from dig_rl.errors import ConfigError
 from dig_rl.inputs import read_inputs
-from dig_rl.policy.load import load_model, load_structure
-from dig_rl.policy.targets import check_targets, part_of
+from dig_rl.policy.load import load_structure
+from dig_rl.policy.targets import adapted_modules, part_of
 from dig_rl.policy.trainable import prepare_for_training
 from tests.data_folders import line_of, write_folder
 from tests.qwen2_5 import build_tiny_qwen2_5
@@ -23,6 +24,13 @@ from tests.tiny import ROOT
 @pytest.fixture(scope="module")
 def qwen2_5(random_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_qwen2_5(random_policy, tmp_path_factory.mktemp("qwen2_5") / "policy")
+
+
+@pytest.fixture(scope="module")
+def structures(random_policy: Path, qwen2_5: Path) -> dict[str, PreTrainedModel]:
+    """Models without weights; tests must not change them."""
+    folders = {"qwen3": random_policy, "qwen2_5": qwen2_5}
+    return {family: load_structure(config_of(folder).policy) for family, folder in folders.items()}
 
 
 def config_of(folder: Path, *more: str) -> Config:
@@ -52,22 +60,19 @@ ON_PATCHES = r"'proj' names model\.visual\.patch_embed\.proj \(Conv3d\), write '
     ],
 )
 def test_what_cannot_get_an_adapter_is_refused_with_its_modules(
-    random_policy: Path, names: list[str], clause: str
+    structures: dict[str, PreTrainedModel], names: list[str], clause: str
 ) -> None:
-    config = config_of(random_policy, targets(*names))
+    learner = load_config([], [targets(*names)]).learner
     with pytest.raises(ConfigError, match=f"learner.lora.targets: .*{clause}.*down_proj, .*up_proj, v_proj; longer"):
-        check_targets(config)
-    with pytest.raises(ConfigError, match=clause):  # and wherever a model is prepared without that check
-        prepare_for_training(load_model(config.policy), config)
+        adapted_modules(structures["qwen3"], learner)
 
 
-def test_targets_that_freezing_leaves_nothing_of_are_refused(random_policy: Path) -> None:
+def test_targets_that_freezing_leaves_nothing_of_are_refused(structures: dict[str, PreTrainedModel]) -> None:
     for part, name in (("vision", "qkv"), ("vision", "attn.proj"), ("projector", "merger.linear_fc1")):
-        config = config_of(random_policy, targets("q_proj", name), f'learner.freeze=["{part}"]')
-        with pytest.raises(
-            ConfigError, match=rf"'{re.escape(name)}' names modules of frozen parts alone: model\.visual"
-        ):
-            check_targets(config)
+        learner = load_config([], [targets("q_proj", name), f'learner.freeze=["{part}"]']).learner
+        clause = rf"'{re.escape(name)}' names modules of frozen parts alone: model\.visual"
+        with pytest.raises(ConfigError, match=clause):
+            adapted_modules(structures["qwen3"], learner)
 
 
 @pytest.mark.parametrize(
@@ -85,18 +90,24 @@ def test_targets_that_freezing_leaves_nothing_of_are_refused(random_policy: Path
         ("qwen3", ["merger.linear_fc1", "o_proj"], [], {"projector": 1, "text": 2}),
     ],
 )
-def test_adapters_are_the_text_models_unless_only_vision_has_the_name_and_never_train_in_a_frozen_part(
-    request: pytest.FixtureRequest, family: str, names: list[str] | None, freeze: list[str], expected: dict[str, int]
+def test_adapters_are_the_text_models_unless_only_vision_has_the_name_and_never_in_a_frozen_part(
+    structures: dict[str, PreTrainedModel],
+    family: str,
+    names: list[str] | None,
+    freeze: list[str],
+    expected: dict[str, int],
 ) -> None:
-    folder = request.getfixturevalue("random_policy" if family == "qwen3" else "qwen2_5")
     lora = "learner.lora={}" if names is None else targets(*names)
-    config = config_of(folder, lora, f"learner.freeze={json.dumps(freeze)}")
-    check_targets(config)
+    learner = load_config([], [lora, f"learner.freeze={json.dumps(freeze)}"]).learner
+    assert Counter(map(part_of, adapted_modules(structures[family], learner))) == expected
+
+
+def test_adapters_alone_are_trained_and_none_in_a_frozen_part(qwen2_5: Path) -> None:
+    config = config_of(qwen2_5, "learner.lora={}", 'learner.freeze=["vision", "projector"]')
     model = prepare_for_training(load_structure(config.policy), config)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert all(name.endswith((".lora_A.default.weight", ".lora_B.default.weight")) for name in trained)
-    modules = {name.rpartition(".lora_")[0] for name in trained}
-    assert Counter(map(part_of, modules)) == expected
+    assert len(trained) == 28 and set(map(part_of, trained)) == {"text"}
 
 
 def test_a_run_is_refused_by_what_it_reads_first(random_policy: Path, tmp_path: Path) -> None:
@@ -110,3 +121,5 @@ def test_a_run_is_refused_by_what_it_reads_first(random_policy: Path, tmp_path: 
     config = config_of(random_policy, *settings, targets("q_proj", "proj"))
     with pytest.raises(ConfigError, match=ON_PATCHES):
         read_inputs(config, ROOT)
+    with pytest.raises(ConfigError, match=ON_PATCHES):  # and where a model is prepared without reading these
+        prepare_for_training(load_structure(config.policy), config)

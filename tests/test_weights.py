@@ -6,7 +6,6 @@ import json
 import resource
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -60,20 +59,28 @@ def rewritten(policy: Path, folder: Path, flags: dict[str, bool | None], head: f
     return folder
 
 
-@pytest.mark.parametrize("family", ["qwen3", "qwen2_5"])
 @pytest.mark.parametrize(
-    ("top", "text", "head", "is_tied"),
+    ("family", "top", "text", "head", "is_tied"),
     [
-        (True, None, None, True),
-        (True, False, None, True),
-        (True, True, 1.0, True),  # both are in the file and the same
-        (True, True, 2.0, False),  # the flags are wrong
-        (None, True, 2.0, False),
-        (None, None, 2.0, False),
+        ("qwen3", True, None, None, True),
+        ("qwen3", True, False, None, True),
+        ("qwen3", True, True, 1.0, True),  # both are in the file and the same
+        ("qwen3", True, True, 2.0, False),  # the flags are wrong
+        ("qwen3", None, True, 2.0, False),
+        ("qwen3", None, None, 2.0, False),
+        ("qwen2_5", True, None, None, True),
+        ("qwen2_5", None, True, None, True),  # this family takes the flag from there
+        ("qwen2_5", None, True, 2.0, False),
     ],
 )
 def test_tied_is_what_shares_a_weight_wherever_the_flag_stands(
-    folders: dict[str, Path], tmp_path: Path, family: str, top: bool | None, text: bool | None, head: Any, is_tied: bool
+    folders: dict[str, Path],
+    tmp_path: Path,
+    family: str,
+    top: bool | None,
+    text: bool | None,
+    head: float | None,
+    is_tied: bool,
 ) -> None:
     folder = rewritten(folders[family], tmp_path / "policy", {"top": top, "text": text}, head)
     model = load(folder)
