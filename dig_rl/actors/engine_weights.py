@@ -87,7 +87,7 @@ def _value(module: torch.nn.Module, leaf: str, part: int | None) -> torch.Tensor
         and hasattr(module, "cpu_linear")
         and (is_head or not isinstance(module, VocabParallelEmbedding))
     ):
-        width = module.embedding_dim if is_head else module.input_size_per_partition
+        width = module.embedding_dim if is_head else module.input_size
         held = _multiplied(module, width, held.dtype)
     if isinstance(module, VocabParallelEmbedding):
         held = held[: module.org_vocab_size]  # without the rows that fill it up
