@@ -121,6 +121,7 @@ class Training:
     def run_to_end(self) -> None:
         """Everything from the newest checkpoint, or the start, to the exported policy."""
         restored_step = self._restore()
+        self._first_step.same_weights()
         cut_recordings(self._run.rollouts, restored_step or 0)
         with (
             Tracker(self._run.path, restored_step=restored_step, head=first_summaries(self._config)) as tracker,
@@ -166,6 +167,7 @@ class Training:
             figures["advantage/std"] = float(np.std([advantage for group in batch for advantage in group.advantages]))
             figures |= self._fleet.learner.step(batch)
             figures["timing/sync_s"] = self._fleet.sync_weights(step)
+            self._first_step.same_weights_after_sync()
         else:  # as after a sync: what a step finds in the caches must not depend on where the run was continued
             self._fleet.rollouts.reset_caches()
         figures |= self._fleet.memory_gib()

@@ -205,7 +205,7 @@ def test_features_of_old_weights_are_never_served(fleet: Fleet, examples: list[E
     assert largest_difference(fleet, sample(fleet, examples, step=20)) < TOLERANCE
 
 
-def _reload_changed(worker: Any, references: list[Any], names: Sequence[str], *, repack: bool) -> None:
+def _reload_changed(worker: Any, references: list[Any], names: Sequence[str], repack: bool) -> None:
     """Take over weights of which some differ in their last value, with or without what follows a reload."""
     weights = {name: weight for reference in references for name, weight in ray.get(reference).items()}
     for name in names:
@@ -239,7 +239,7 @@ def test_a_weight_that_an_engine_holds_otherwise_ends_the_run_with_its_name(flee
     worker = fleet.workers[0]
 
     def differing(*names: str, repack: bool) -> set[str]:
-        fleet.cluster.gather([worker.run(_reload_changed, references, names, repack=repack)])
+        fleet.cluster.gather([worker.run(_reload_changed, references, names, repack)])
         records = fleet.cluster.gather([worker.call("held_weights", list(expected))])[0].records
         assert records.keys() == expected.keys()
         return {name for name, record in records.items() if record != expected[name]}

@@ -158,7 +158,7 @@ def test_a_full_step_needs_no_refill(tmp_path: Path, max_refills: int) -> None:
     lines = run_steps(tmp_path, engines, f"rollout.max_refills={max_refills}")
     assert [len(round_) for round_ in engines.asked] == [3, 3, 3]
     assert engines.synced == [1, 2, 3]
-
+    assert engines.checked == [1]  # sampler against learner, after the first sync alone
     assert {line["rollout/missing_groups"] for line in lines} == {0.0}
 
 
