@@ -39,11 +39,16 @@ class Engines:
         self._stop, self._step = stop, 0
         self.draws: list[tuple[int, list[str]]] = []
         self.rollouts = SimpleNamespace(
-            collect=self._collect, reset_caches=lambda: None, check_token_budget=lambda examples: None
+            collect=self._collect,
+            reset_caches=lambda: None,
+            check_token_budget=lambda examples: None,
+            watch_inputs=lambda: None,
+            policy_inputs=dict,
         )
         self.learner = SimpleNamespace(
             facts=lambda: ("none", {"device": "cpu"}),
             step=self._learn,
+            policy_inputs=lambda examples, dtypes: [],
             save=self._save,
             load=lambda folder: None,
             export=lambda folder: None,

@@ -54,10 +54,12 @@ class ScriptedEngines(Engines):
         self._end, self._end_at = end, end_at
         self._learner = self._sampler = 0
         self.policy = SimpleNamespace(engine="none", frame="norm1000")
-        collect, step = self.rollouts.collect, self.learner.step
+        sampling, step = self.rollouts, self.learner.step
         self.rollouts = SimpleNamespace(
-            collect=self._counted(collect),
+            collect=self._counted(sampling.collect),
             reset_caches=lambda: None,
+            watch_inputs=sampling.watch_inputs,
+            policy_inputs=sampling.policy_inputs,
             answer=self._counted(self._answer),
             check_token_budget=lambda examples: None,
         )
