@@ -6,6 +6,7 @@ the file later all see the same ones.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from dig_rl.config import AlarmsConfig
+from dig_rl.errors import AlarmError
+from dig_rl.finite import COUNT, check_figures, not_finite
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,8 @@ class Rule:
     """What it means and what to try, in plain words."""
     is_relative: bool = False
     """The threshold is a fraction of the metric's mean over the run's first window."""
+    window: int | None = None
+    """Steps that the mean is taken over; None: as many as `AlarmsConfig` says."""
 
 
 RULES = (
@@ -67,6 +74,7 @@ RULES = (
         "control/same_answer_frac",
         "above",
         "Answers stay the same when the changed image is blanked: the policy does not compare the images.",
+        window=1,  # evaluations are few, and each is a mean over many answers already
     ),
     Rule(
         "format_hacking",
@@ -102,6 +110,21 @@ RULES = (
         "Most groups are dropped, because all of their answers earn the same. Choose pairs of another difficulty, a "
         "larger rollout.group_size, or another reward.",
     ),
+    Rule(
+        "skipped_updates",
+        "learner/skipped_updates",
+        "above",
+        "DeepSpeed left out updates, because a gradient was not finite. Lower learner.lr; with fp16, the first few of "
+        "a run are how it finds its loss scale.",
+        window=1,
+    ),
+    Rule(
+        "not_finite",
+        COUNT,
+        "above",
+        "Metrics are NaN or infinite: nothing learned from them can be trusted. Such a run ends by itself.",
+        window=1,
+    ),
 )
 
 
@@ -129,15 +152,15 @@ class Alarm:
 class AlarmWatch:
     """Looks at one line of `metrics.jsonl` after the other.
 
-    The mean is taken over the last `window` finite values of a metric, never over fewer; a step that cannot show it
-    has none. An alarm ends with the first mean on the good side.
+    The mean is taken over the last `window` values of a metric, never over fewer; a step that cannot show it has none.
+    An alarm ends with the first mean on the good side. A value that is not finite enters no mean: it is an alarm.
     """
 
     def __init__(self, config: AlarmsConfig) -> None:
         """Args: `config` has the window and, by the name of each rule, its threshold."""
+        self._stop = config.stop
         self._seats = [
-            # What is measured at evaluations has few values, and each is a mean over many answers already.
-            _Seat(rule, getattr(config, rule.name), 1 if rule.metric.startswith("control/") else config.window)
+            _Seat(rule, getattr(config, rule.name), rule.window or config.window)
             for rule in RULES
             if rule.name not in config.off
         ]
@@ -150,7 +173,27 @@ class AlarmWatch:
 
     def observe(self, line: Mapping[str, Any]) -> list[Alarm]:
         """Take note of one line, `step` among its keys; returns the alarms that begin with it."""
-        return [alarm for seat in self._seats if (alarm := seat.observe(line["step"], line.get(seat.rule.metric)))]
+        names = not_finite(line)
+        line = {**line, COUNT: len(names)}
+        return [alarm for seat in self._seats if (alarm := seat.observe(line, ", ".join(names)))]
+
+    def heed(self, step: int, figures: Mapping[str, float]) -> None:
+        """Take note of a step's figures and warn of every alarm that begins.
+
+        Raises:
+            AlarmError: the config says to stop at it.
+            NotFiniteError: a figure is not finite, whatever the config says.
+        """
+        begun = self.observe({"step": step, **figures})
+        for alarm in begun:
+            _log.warning("alarm %s at step %d: %s", alarm.name, step, alarm.describe())
+        check_figures(figures)  # first: such a step must not be saved
+        for alarm in begun:
+            if alarm.name in self._stop:
+                raise AlarmError(
+                    f"stopped at step {step} by alarms.stop: {alarm.name}. {alarm.describe()}. Mend it in a new run, "
+                    "or run the same command again to go on regardless"
+                )
 
 
 def find_alarms(lines: Sequence[Mapping[str, Any]], config: AlarmsConfig) -> list[Alarm]:
@@ -172,8 +215,9 @@ class _Seat:
         self._values: deque[float] = deque(maxlen=window)
         self._is_on = False
 
-    def observe(self, step: int, value: float | None) -> Alarm | None:
-        if value is None or not math.isfinite(value):
+    def observe(self, line: Mapping[str, Any], broken: str) -> Alarm | None:
+        step, value = line["step"], line.get(self.rule.metric)
+        if value is None or not math.isfinite(value):  # the latter is told by the rule that counts such values
             return None
         self._values.append(value)
         if len(self._values) < (self._values.maxlen or 0):
@@ -188,7 +232,8 @@ class _Seat:
             self.alarms[-1] = replace(self.alarms[-1], last_step=step)
             return None
         rule = self.rule
-        self.alarms.append(Alarm(rule.name, rule.metric, step, step, mean, self._threshold, rule.sentence))
+        metric = broken if rule.metric == COUNT else rule.metric
+        self.alarms.append(Alarm(rule.name, metric, step, step, mean, self._threshold, rule.sentence))
         return self.alarms[-1]
 
     def _is_bad(self, mean: float, threshold: float) -> bool:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from dig_rl.durable import sync_to_disk, write_durably
 from dig_rl.errors import CheckpointError
+from dig_rl.room import describe_room, folder_size, free_bytes, is_no_room
 
 logger = logging.getLogger(__name__)
 
@@ -98,11 +99,10 @@ class CheckpointStore:
             self._point_to(best)
             self._prune(step, best)
         except OSError as error:
+            # As soon as nobody has a file of the unfinished checkpoint open any more.
+            free = free_bytes(self.directory) + folder_size(partial)
             shutil.rmtree(partial, ignore_errors=True)
-            raise CheckpointError(
-                f"could not save the checkpoint of step {step} in {self.directory}: {error}; earlier checkpoints are "
-                "intact. Make room or make the folder writable, then run again with the same RUN= to continue"
-            ) from error
+            raise CheckpointError(self._why_not_saved(step, error, free)) from error
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -118,7 +118,7 @@ class CheckpointStore:
         """
         self._remove_leftovers()
         warnings: list[str] = []
-        for step in sorted(self._steps(), reverse=True):
+        for step in sorted(self.steps(), reverse=True):
             damage = find_damage(self._folder(step))
             if damage is None:
                 state = json.loads((self._folder(step) / STATE_FILE).read_text(encoding="utf-8"))
@@ -141,7 +141,7 @@ class CheckpointStore:
         return self._best_of(self._scores(below=up_to + 1))
 
     def _scores(self, below: int) -> list[tuple[int, float | None]]:
-        return [(step, _recorded_score(self._folder(step))) for step in self._steps() if step < below]
+        return [(step, _recorded_score(self._folder(step))) for step in self.steps() if step < below]
 
     def _best_of(self, scores: list[tuple[int, float | None]]) -> Best | None:
         known = [Best(step, score) for step, score in scores if score is not None and self.keep_best]
@@ -158,7 +158,8 @@ class CheckpointStore:
     def _folder(self, step: int) -> Path:
         return self.directory / f"step-{step}"
 
-    def _steps(self) -> list[int]:
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, whole or damaged, in no order."""
         matches = [re.fullmatch(r"step-(\d+)", path.name) for path in self.directory.glob("step-*")]
         return [int(match[1]) for match in matches if match]
 
@@ -173,11 +174,27 @@ class CheckpointStore:
             shutil.rmtree(aside)
 
     def _prune(self, newest: int, best: Best | None) -> None:
-        older = sorted(step for step in self._steps() if step < newest)
-        abandoned = [step for step in self._steps() if step > newest]
+        older = sorted(step for step in self.steps() if step < newest)
+        abandoned = [step for step in self.steps() if step > newest]
         for step in older[: max(0, len(older) - (self.keep_last - 1))] + abandoned:
             if best is None or step != best.step:
                 self._remove(self._folder(step))
+
+    def _why_not_saved(self, step: int, error: OSError, free: int) -> str:
+        kept, continued = sorted(self.steps()), "then run again with the same RUN= to continue"
+        if not is_no_room(error):
+            return (
+                f"could not save the checkpoint of step {step} in {self.directory}: {error}; earlier checkpoints are "
+                f"intact. Make the folder writable, {continued}"
+            )
+        needed = folder_size(self._folder(kept[-1])) if kept else None
+        best = self.best(up_to=step)
+        spare = [str(self._folder(old)) for old in kept[:-1] if best is None or old != best.step]
+        delete = f"older checkpoints ({', '.join(spare)}) or other runs" if spare else "other files on that disk"
+        return (
+            f"no room for the checkpoint of step {step}: {describe_room(self.directory, free, needed)} ({error}). "
+            f"Checkpoints of steps {', '.join(map(str, kept)) or 'none'} are intact. Delete {delete}, {continued}"
+        )
 
     def _remove(self, folder: Path) -> None:
         """Rename first, so that a kill while deleting leaves a leftover and not a damaged checkpoint."""

@@ -309,6 +309,10 @@ class AlarmsConfig(_Section):
     mismatch: float = Field(0.01, ge=0)
     """Nats a token."""
     no_signal: float = Field(0.8, ge=0)
+    skipped_updates: float = Field(1, gt=0)
+    """Updates of one step."""
+    not_finite: float = Field(1, gt=0)
+    """Metrics of one step."""
 
     @model_validator(mode="after")
     def _named_are_alarms(self) -> AlarmsConfig:

@@ -20,6 +20,10 @@ class AlarmError(DigRlError):
     """An alarm that the config stops at was raised."""
 
 
+class NotFiniteError(DigRlError, ArithmeticError):
+    """A number that training rests on is NaN or infinite: nothing learned from it may be kept."""
+
+
 class DataError(DigRlError, ValueError):
     """A data folder, its metadata, an image or a label is wrong."""
 
@@ -42,6 +46,10 @@ class CheckpointError(DigRlError, RuntimeError):
 
 class ClusterError(DigRlError, RuntimeError):
     """Ray, an actor or an engine could not be started or was lost."""
+
+
+class NoRoomError(DigRlError, OSError):
+    """A disk, a quota or a limit left no room to write."""
 
 
 class SetupError(DigRlError, RuntimeError):

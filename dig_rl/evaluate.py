@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -93,7 +92,7 @@ def _stored(
     )
     example = group.example
     predicted_unit = parsed.boxes_unit if parsed.boxes_unit is not None else np.zeros((0, 4))
-    mean_logprob = float(np.mean(completion.logprobs_rollout)) if completion.logprobs_rollout else math.nan
+    mean_logprob = float(np.mean(completion.logprobs_rollout)) if completion.logprobs_rollout else None
     answer = StoredAnswer(
         pair_id=example.pair_id,
         sample=sample,
@@ -103,7 +102,7 @@ def _stored(
         status=parsed.status,
         predicted_boxes_px=unit_to_px(predicted_unit, example.image_size_px).tolist(),
         target_boxes_px=example.target_boxes_px,
-        mean_logprob=mean_logprob if math.isfinite(mean_logprob) else None,
+        mean_logprob=mean_logprob,
         num_tokens=len(completion.token_ids),
     )
     f1 = pair_f1(*answer.boxes_unit(example.image_size_px), config.evaluation.match_iou)

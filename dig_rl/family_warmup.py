@@ -25,6 +25,7 @@ from dig_rl.bounds import Seed
 from dig_rl.config import PolicyConfig
 from dig_rl.durable import write_durably
 from dig_rl.family_batches import FamilyCollator, PairPool
+from dig_rl.finite import check_loss
 from dig_rl.muon import MuonWithAdamW
 from dig_rl.policy.load import PolicyFrontend, load_frontend, load_model
 from dig_rl.progress import TrainProgress
@@ -193,6 +194,7 @@ def _arguments(settings: FamilyWarmupConfig, folder: Path) -> SFTConfig:
         remove_unused_columns=False,
         train_sampling_strategy="sequential",  # an item's number says which step it belongs to
         logging_steps=50,
+        logging_nan_inf_filter=False,
         eval_strategy="steps",
         eval_steps=settings.evaluate_every,
         prediction_loss_only=True,
@@ -232,6 +234,7 @@ class _Pieces(TrainerCallback):
         if "eval_loss" in logs:
             self._progress.note(f"step {state.global_step}: validation loss {logs['eval_loss']:.4f} nats a token")
         if "loss" in logs:
+            check_loss(logs, state.global_step)
             step, now = state.global_step, time.monotonic()
             if self._shown is not None and step > self._shown[0]:
                 seconds = (now - self._shown[1]) / (step - self._shown[0])

@@ -7,7 +7,6 @@ elsewhere: a reward term of the config, a reason for dropping a group, a process
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -90,7 +89,14 @@ METRICS = (
     Metric("learner/clip_dual_frac", "fraction", "Completion tokens whose ratio was clipped by the dual clip"),
     Metric("learner/ratio_max", "1", "Largest ratio of new to old probability, before clipping"),
     Metric("learner/updates", "updates", "Optimiser steps made on this step's groups"),
-    Metric("learner/grad_norm", "1", "Gradient norm before it was limited, mean over updates"),
+    Metric(
+        "learner/skipped_updates", "updates", "Optimiser steps left out by DeepSpeed, because a gradient was not finite"
+    ),
+    Metric(
+        "learner/grad_norm",
+        "1",
+        "Gradient norm before it was limited, mean over updates; absent where DeepSpeed is told not to compute it",
+    ),
     Metric("learner/lr", "1", "Learning rate of the last update"),
     Metric("learner/entropy", "nats", "Mean entropy of the policy over completion tokens"),
     Metric("curriculum/stage_index", "index", "Stage the step was drawn from, counted from 0"),
@@ -135,7 +141,7 @@ def summarise_groups(groups: list[RolloutGroup]) -> dict[str, float]:
             size; means are over completions. Masked completions count in `reward/failed_frac` and `rollout/` alone.
 
     Returns:
-        `reward/total`, `reward/<term>`, `reward/parse_rate`, `reward/group_std` (NaN if no group has two scores),
+        `reward/total`, `reward/<term>`, `reward/parse_rate`, `reward/group_std` (absent if no group has two scores),
         `reward/failed_frac`, `rollout/completion_tokens`, `rollout/truncated_frac`, `rollout/cached_token_frac`.
 
     Raises:
@@ -146,6 +152,7 @@ def summarise_groups(groups: list[RolloutGroup]) -> dict[str, float]:
         raise ValueError(f"expected at least one scored completion, found none in {len(groups)} groups")
     completions = [completion for group in groups for completion in group.sampled.completions]
     spreads = [group.rewards.std(ddof=1) for group in groups if len(group.scored) > 1]
+    spread = {"reward/group_std": np.mean(spreads)} if spreads else {}
     prompt_tokens = sum(len(group.sampled.prompt_token_ids) for group in groups)
     cached_tokens = sum(group.sampled.num_cached_tokens for group in groups)
     figures: dict[str, Any] = {"reward/total": np.mean([score.total for score in scores])}
@@ -153,7 +160,7 @@ def summarise_groups(groups: list[RolloutGroup]) -> dict[str, float]:
         figures[f"reward/{term}"] = np.mean([score.terms[term] for score in scores])
     figures |= {
         "reward/parse_rate": np.mean([score.status in ("ok", "empty") for score in scores]),
-        "reward/group_std": np.mean(spreads) if spreads else math.nan,
+        **spread,
         "reward/failed_frac": 1 - len(scores) / len(completions),
         "rollout/completion_tokens": np.mean([len(completion.token_ids) for completion in completions]),
         "rollout/truncated_frac": np.mean([completion.finish_reason == "length" for completion in completions]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Sequence
@@ -103,6 +104,11 @@ class Summary:
                 "then run again with the same RUN="
             ) from error
         return contents
+
+    def write_failed(self) -> None:
+        """`write("failed")`, where that is possible: why the run fails is the news, not that this cannot be written."""
+        with contextlib.suppress(DigRlError):
+            self.write("failed")
 
 
 def summarise_stages(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

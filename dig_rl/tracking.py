@@ -5,6 +5,7 @@ Both are cut at the restored step when a run continues, so that every curve is d
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -86,9 +87,16 @@ class Tracker:
             raise _cannot_write(self._path, error) from error
 
     def close(self) -> None:
-        """Finish both files; safe to call twice."""
-        self._lines.close()
-        self._events.close()
+        """Finish both files; safe to call twice.
+
+        Raises:
+            DigRlError: the disk is full or the folder is gone.
+        """
+        try:
+            with contextlib.closing(self._events):
+                self._lines.close()
+        except OSError as error:
+            raise _cannot_write(self._path, error) from error
 
     def __enter__(self) -> Tracker:
         return self
@@ -96,7 +104,9 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        # What is left in a buffer because the disk is full is no second error.
+        with contextlib.suppress(DigRlError) if error is not None else contextlib.nullcontext():
+            self.close()
 
 
 def _cut_lines(run_dir: Path, last_kept: int) -> None:

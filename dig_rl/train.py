@@ -26,8 +26,9 @@ from dig_rl.config import Config
 from dig_rl.controls import same_answer_frac
 from dig_rl.curriculum import Stage, stage_config
 from dig_rl.deepspeed_table import with_schedule_length
-from dig_rl.errors import AlarmError, DataError, PluginError
+from dig_rl.errors import AlarmError, DataError, NotFiniteError, PluginError
 from dig_rl.evaluate import evaluate_greedily, figures_by_count
+from dig_rl.finite import describe_end, not_finite
 from dig_rl.first_step import FirstStep
 from dig_rl.inputs import Inputs, read_inputs
 from dig_rl.looks import with_looks
@@ -74,17 +75,19 @@ def train(config: Config, run: RunFolder, root: Path, *, allow_changed_plugins: 
         _log.info("engines are ready after %.0f s", time.monotonic() - started)
         training = Training(config, run, inputs, fleet, started)
         try:
-            training.run_to_end()
+            try:
+                training.run_to_end()
+            except (KeyboardInterrupt, AlarmError, PluginError, DataError):
+                training.save()  # the engines are well: nothing that was learned need be lost
+                raise
         except KeyboardInterrupt:
-            training.save()
             training.summary.write("interrupted")
             raise
-        except (AlarmError, PluginError, DataError):  # the engines are well: nothing that was learned need be lost
-            training.save()
-            training.summary.write("failed")
-            raise
+        except NotFiniteError as error:
+            training.summary.write_failed()
+            raise training.end_of(error) from None
         except BaseException:
-            training.summary.write("failed")
+            training.summary.write_failed()
             raise
         return training.summary.write("finished")
 
@@ -166,8 +169,9 @@ class Training:
             batch = [training_group(group, self._config) for group in collected.kept]
             figures["advantage/std"] = float(np.std([advantage for group in batch for advantage in group.advantages]))
             figures |= self._fleet.learner.step(batch)
-            figures["timing/sync_s"] = self._fleet.sync_weights(step)
-            self._first_step.same_weights_after_sync()
+            if not not_finite(figures):
+                figures["timing/sync_s"] = self._fleet.sync_weights(step)
+                self._first_step.same_weights_after_sync()
         else:  # as after a sync: what a step finds in the caches must not depend on where the run was continued
             self._fleet.rollouts.reset_caches()
         figures |= self._fleet.memory_gib()
@@ -181,17 +185,12 @@ class Training:
             progress.note(stage_end)
         busy = {phase: figures.get(f"timing/{phase}_s", 0.0) for phase in ("generate", "score", "learn", "sync")}
         self.summary.add_seconds(**busy)
-        self._heed_alarms(step, figures)
+        self._alarms.heed(step, figures)
 
-    def _heed_alarms(self, step: int, figures: dict[str, float]) -> None:
-        """Tell of every alarm that begins, and stop at those that the config says."""
-        for alarm in self._alarms.observe({"step": step, **figures}):
-            _log.warning("alarm %s at step %d: %s", alarm.name, step, alarm.describe())
-            if alarm.name in self._config.alarms.stop:
-                raise AlarmError(
-                    f"stopped at step {step} by alarms.stop: {alarm.name}. {alarm.describe()}. Mend it in a new run, "
-                    "or run the same command again to go on regardless"
-                )
+    def end_of(self, error: NotFiniteError) -> NotFiniteError:
+        """What a run that is not finite ends with: where, what is broken, what is left."""
+        steps, best = self._store.steps(), self._store.best(up_to=self._step)
+        return NotFiniteError(describe_end(error, self._step, self._fleet.learner.describe_weights(), steps, best))
 
     def _collect(self, examples: Sequence[Example], stage: Stage) -> Collected:
         config = self._config
@@ -227,7 +226,7 @@ class Training:
         self.summary.set_heldout(moment, figures)
         self.summary.add_seconds(evaluate=time.perf_counter() - started)
         self.summary.write("running")
-        self._heed_alarms(self._step, logged)
+        self._alarms.heed(self._step, logged)
         progress.note(f"held-out {moment}: {_in_short(figures)}")
 
     def _answer_greedily(

@@ -26,6 +26,7 @@ from dig_rl.config import Config, PolicyConfig
 from dig_rl.deepspeed_table import learner_table, trainer_table
 from dig_rl.errors import PolicyError
 from dig_rl.extension_lock import remove_stale_locks
+from dig_rl.finite import check_loss
 from dig_rl.image_files import has_tag, untagged_png
 from dig_rl.policy.load import PolicyFrontend, load_frontend, load_model
 from dig_rl.progress import TrainProgress
@@ -92,6 +93,7 @@ def _trainer(
             max_length=None,  # truncation could cut image tokens away
             completion_only_loss=True,
             logging_steps=max(1, settings.steps // 50),
+            logging_nan_inf_filter=False,  # it would show a NaN as the mean of the others
             save_strategy="no",
             report_to=[],
             seed=config.seed,
@@ -128,6 +130,7 @@ class _ShowProgress(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if logs is None or "loss" not in logs:
             return  # the closing summary
+        check_loss(logs, state.global_step)
         step, now = state.global_step, time.monotonic()
         seconds = (now - self._last[1]) / max(1, step - self._last[0])
         self._last = (step, now)

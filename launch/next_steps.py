@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dig_rl.config import load_config
+from dig_rl.config import LearnerConfig, load_config
 from dig_rl.curriculum import open_curriculum
 from dig_rl.data import load_examples, read_records
 from dig_rl.errors import ConfigError, MissingSplitError
 from dig_rl.next_command import next_command
+from dig_rl.overrides import parse_override
 from dig_rl.types import Example
 from launch.arguments import run_name
 
@@ -79,6 +80,26 @@ def training_on(folder: Path, *, policy: str | None = None) -> str | None:
     if policy is not None and Path(policy).resolve() != Path(SMALL_POLICY).resolve():
         settings["policy.path"] = policy
     return next_command("train", CONFIG=SMALL_RUN, RUN=new_run(f"on-{folder.absolute().name}"), SET=settings)
+
+
+def after_not_finite(run: Path, config: Sequence[str], settings: Sequence[str], lr: float) -> list[str]:
+    """From a run that broke: its newest checkpoint as a policy, and a run that starts there, at a lower learning rate.
+
+    Args:
+        run: folder of the run; without a checkpoint, the new one starts where it did.
+        config: files that it was started with.
+        settings: `SET` values that it was started with.
+        lr: its learning rate.
+    """
+    usual = LearnerConfig().lr
+    changed = dict(map(parse_override, settings)) | {"learner.lr": lr / 10 if lr <= 1000 * usual else usual}
+    steps = [int(folder.name.removeprefix("step-")) for folder in (run / "checkpoints").glob("step-*[0-9]")]
+    commands = []
+    if steps:
+        policy = Path("policies") / new_run(f"{run.name}-step-{max(steps)}", "policies")
+        commands = [next_command("export", CHECKPOINT=run / "checkpoints" / f"step-{max(steps)}", OUT=policy)]
+        changed["policy.path"] = str(policy)
+    return [*commands, next_command("train", CONFIG=config, RUN=new_run(run.name, run.parent), SET=changed)]
 
 
 def _fitting(folder: Path, examples: Sequence[Example]) -> dict[str, Any]:

@@ -10,9 +10,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 from dig_rl.errors import DigRlError
+from dig_rl.room import describe_room, free_bytes, is_no_room
 
 
 def end_with_message(main: Callable[[], None], after_interrupt: str) -> int:
@@ -33,10 +35,25 @@ def end_with_message(main: Callable[[], None], after_interrupt: str) -> int:
     except DigRlError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 1
+    except Exception as error:
+        if not is_no_room(error):
+            raise
+        print(f"\nerror: {_no_room(error)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"\ninterrupted; {after_interrupt}", file=sys.stderr)
         return 130
     return 0
+
+
+def _no_room(error: BaseException) -> str:
+    name = getattr(error, "filename", None)
+    where = "a file; the disk is that of OUT=, of the runs or of the temporary files"
+    if isinstance(name, str):
+        folder = Path(name).absolute().parent
+        where = f"{name}: {describe_room(folder, free_bytes(folder))}"
+    said = str(error).strip().splitlines()[0]
+    return f"no room to write {where} ({said}). Delete something there, then run the same command again"
 
 
 def run_part(module: str, *arguments: str) -> int:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 
 from dig_rl.config import load_config
+from dig_rl.errors import DigRlError, NotFiniteError
 from dig_rl.reporting.report import before_after_table, write_report
 from dig_rl.run_folder import RunFolder
 from dig_rl.summary import read_summary
 from dig_rl.train import train
 from launch.arguments import add_settings, chosen_run
+from launch.next_steps import after_not_finite
 from launch.terminal import end_with_message
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,11 +42,21 @@ def main() -> None:
         else:
             try:
                 summary = train(config, run, ROOT, allow_changed_plugins=arguments.allow_changed_plugins)
-            finally:
-                if (run.path / "summary.json").is_file():
-                    write_report(run.path)
+            except BaseException as error:
+                with contextlib.suppress(DigRlError):  # on a full disk, as on one that ended the run
+                    _write_report_if_begun(run)
+                if isinstance(error, NotFiniteError):
+                    commands = after_not_finite(run.path, arguments.config, arguments.set, config.learner.lr)
+                    raise NotFiniteError("\nNext: ".join([str(error), *commands])) from None
+                raise
+            _write_report_if_begun(run)
         print(before_after_table(summary))
         print(f"report: {run.path / 'report.html'}\ncurves: make tensorboard\npolicy: {run.policy}")
+
+
+def _write_report_if_begun(run: RunFolder) -> None:
+    if (run.path / "summary.json").is_file():
+        write_report(run.path)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from dig_rl.alarms import RULES, Alarm, AlarmWatch, find_alarms
 from dig_rl.answers import summarise_answers
 from dig_rl.config import AlarmsConfig, load_config
-from dig_rl.errors import ConfigError
+from dig_rl.errors import AlarmError, ConfigError, NotFiniteError
 from dig_rl.metrics import undocumented
 from dig_rl.reporting.scripted_policies import POLICIES, Policy, scenes
 from tests.test_answers import Box, group_of
@@ -41,7 +42,9 @@ def _unit(boxes: Sequence[Sequence[int]]) -> list[Box]:
 
 
 def lines_of(metric: str, values: list[float | None]) -> list[dict[str, Any]]:
-    return [{"step": step, metric: value} for step, value in enumerate(values, start=1)]
+    """One line a value; None: the step cannot show the metric."""
+    lines = [{"step": step, "stage": None, metric: value} for step, value in enumerate(values, start=1)]
+    return [{key: value for key, value in line.items() if key != metric or value is not None} for line in lines]
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
@@ -107,3 +110,36 @@ def test_what_is_off_is_not_raised_and_unknown_names_are_refused() -> None:
     for key in ("stop", "off"):
         with pytest.raises(ConfigError, match=rf"alarms\.{key} names 'nosignal'; alarms are count_collapse, dup"):
             load_config([], [f'alarms.{key}=["nosignal"]'])
+
+
+@pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_finite_is_an_alarm_at_once_and_enters_no_mean(value: float | None) -> None:
+    """None is what `metrics.jsonl` holds for it; the metric need not be one that a rule watches."""
+    lines = lines_of("rollout/mismatch_kl", [0.0, 2.0, 2.0])
+    lines[1] |= {"rollout/mismatch_kl": value, "learner/kl": value, "learner/loss": 0.5}
+    found = find_alarms(lines, AlarmsConfig(window=2, mismatch=1.0))
+    assert [(alarm.name, alarm.metric, alarm.first_step, alarm.last_step, alarm.value) for alarm in found] == [
+        ("not_finite", "rollout/mismatch_kl, learner/kl", 2, 2, 2),
+        ("mismatch", "rollout/mismatch_kl", 3, 3, 1.0),
+    ]
+    assert "rollout/mismatch_kl, learner/kl 2, threshold 1" in found[0].describe()
+    assert not find_alarms(lines, AlarmsConfig(off=("not_finite",)))
+
+
+def test_one_skipped_update_is_an_alarm_whatever_the_window() -> None:
+    (alarm,) = find_alarms(lines_of("learner/skipped_updates", [0.0, 0.0, 1.0, 0.0]), AlarmsConfig())
+    assert (alarm.name, alarm.first_step, alarm.last_step) == ("skipped_updates", 3, 3)
+    assert not find_alarms(lines_of("learner/skipped_updates", [0.0, 1.0]), AlarmsConfig(skipped_updates=2))
+
+
+def test_heeding_stops_where_the_config_says_and_where_a_figure_is_not_finite(caplog: Any) -> None:
+    AlarmWatch(AlarmsConfig()).heed(1, {"groups/dropped_frac": 1.0, "learner/skipped_updates": 1.0})
+    assert "alarm skipped_updates at step 1: DeepSpeed left out updates" in caplog.text
+    with pytest.raises(AlarmError, match=r"stopped at step 2 by alarms\.stop: skipped_updates"):
+        AlarmWatch(AlarmsConfig(stop=("skipped_updates",))).heed(2, {"learner/skipped_updates": 1.0})
+    broken = {"learner/kl": math.nan, "learner/loss": 0.0, "learner/grad_norm": math.inf}
+    for config in (AlarmsConfig(), AlarmsConfig(off=("not_finite",)), AlarmsConfig(stop=("not_finite",))):
+        with pytest.raises(NotFiniteError, match=r"^learner/kl is nan, learner/grad_norm is inf$"):
+            AlarmWatch(config).heed(3, broken)
+    with pytest.raises(NotFiniteError, match=r"is inf \(DeepSpeed skipped 2 of the step's updates\)$"):
+        AlarmWatch(AlarmsConfig()).heed(3, broken | {"learner/skipped_updates": 2.0})

@@ -197,7 +197,9 @@ def test_a_full_disk_is_a_clear_error_and_leaves_the_previous_one(tmp_path: Path
         (folder / "optimizer.bin").symlink_to("/dev/full")
         (folder / "optimizer.bin").write_text("more")
 
-    with pytest.raises(CheckpointError, match=r"checkpoint of step 2 .*No space left on device.*earlier checkpoints"):
+    with pytest.raises(
+        CheckpointError, match=r"no room for the checkpoint of step 2: .*No space left on device.*of steps 1 are intact"
+    ):
         store.save(2, write, {})
     assert saved_steps(store) == ["step-1"]
     assert store.latest().step == 1  # type: ignore[union-attr]

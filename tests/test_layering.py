@@ -23,6 +23,7 @@ LIGHT = [
     "data",
     "errors",
     "extension_lock",
+    "finite",
     "masking",
     "metrics",
     "parsing",

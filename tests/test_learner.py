@@ -5,6 +5,7 @@ All jobs of one number of ranks run in the same processes (see `tests.learner_ra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -47,6 +48,7 @@ LAYOUTS = {
 }
 
 TWO_UPDATES = ("learner.num_epochs=2", "learner.num_minibatches=2", "learner.max_grad_norm=0.05")
+LIMITED = ("learner.kl_coef=0", "learner.max_grad_norm=0.05")
 BOTH_CLIPS = ("learner.kl_coef=0.1", "learner.clip_low=0.01", "learner.clip_high=0.01")
 LORA = ("learner.lora={rank=4, alpha=8}", "learner.kl_coef=0.1")
 
@@ -64,6 +66,11 @@ def config_of(policy: Path, *more: str, zero: int = 1, optimizer: str = ADAM) ->
 @pytest.fixture(scope="module")
 def groups(random_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> list[TrainingGroup]:
     return varied_groups(random_policy, tmp_path_factory.mktemp("pairs"))
+
+
+def spoilt(groups: Sequence[TrainingGroup]) -> list[TrainingGroup]:
+    """One advantage of one group is NaN; with two ranks, one of them has that group."""
+    return [replace(groups[0], advantages=(math.nan, *groups[0].advantages[1:])), *groups[1:]]
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +106,11 @@ def alone(
     jobs |= bfloat16_jobs(
         random_policy, groups, {f"bfloat16, ZeRO {zero}": f"zero_optimization={{stage={zero}}}" for zero in (1, 2)}
     )
+    few = [groups[1], groups[3]]
+    still = [replace(group, advantages=(0.0,) * len(group.advantages)) for group in few]
+    jobs["ZeRO 0"] = Job(config_of(random_policy, *LIMITED, zero=0), [few])
+    jobs["ZeRO 1"] = Job(config_of(random_policy, *LIMITED), [few, still, spoilt(few)])
+    jobs["bfloat16"] = job(*LIMITED, 'policy.dtype="bfloat16"', batches=[still, spoilt(few)])
     return run_jobs(jobs, 1, tmp_path_factory.mktemp("alone") / "jobs")
 
 
@@ -117,6 +129,9 @@ def together(
     jobs["two batches"] = job(packed, batches=[groups, groups[:1]], zero=2)
     jobs["two updates"] = job(*TWO_UPDATES, *BOTH_CLIPS, zero=3)
     jobs["adapters"] = job(*LORA, batches=[groups, groups], zero=3)
+    jobs |= {
+        f"spoilt, ZeRO {zero}": job(packed, batches=[spoilt([groups[1], groups[3]])], zero=zero) for zero in (0, 3)
+    }
     return run_jobs(jobs, 2, tmp_path_factory.mktemp("together") / "jobs")
 
 
@@ -282,3 +297,40 @@ def test_what_a_deepspeed_table_leaves_out_is_the_learners(alone: dict[str, Outc
 def test_a_schedule_without_a_peak_rises_to_the_learners_rate(alone: dict[str, Outcome]) -> None:
     rates = [statistics["learner/lr"] for statistics in alone["schedule"].statistics]
     assert max(rates) == pytest.approx(LR) and rates[-1] < LR, rates
+
+
+def test_a_gradient_of_zero_is_reported_as_zero(alone: dict[str, Outcome]) -> None:
+    # In a first update the gradient of the KL is 0, too; here there is no KL.
+    for outcome, batch in ((alone["ZeRO 1"], 1), (alone["bfloat16"], 0)):
+        assert outcome.statistics[batch]["learner/grad_norm"] == 0.0
+        assert (outcome.statistics[batch]["learner/updates"], outcome.statistics[batch]["learner/skipped_updates"]) == (
+            1,
+            0,
+        )
+
+
+def test_without_zero_the_norm_is_that_of_zero_1_before_it_is_limited(alone: dict[str, Outcome]) -> None:
+    norm = alone["ZeRO 1"].statistics[0]["learner/grad_norm"]
+    assert norm > 0.1  # beyond the limit of 0.05
+    assert alone["ZeRO 0"].statistics[0]["learner/grad_norm"] == pytest.approx(norm, rel=1e-5)
+
+
+@pytest.mark.parametrize("way", ["ZeRO 1", "bfloat16"])
+def test_an_update_that_deepspeed_skips_is_counted_as_skipped_and_changes_nothing(
+    alone: dict[str, Outcome], way: str
+) -> None:
+    outcome = alone[way]
+    assert outcome.statistics[-1]["learner/skipped_updates"] == 1
+    assert outcome.statistics[-1]["learner/updates"] == 0
+    assert outcome.statistics[-1]["learner/grad_norm"] == math.inf
+    assert math.isnan(outcome.statistics[-1]["learner/loss"])
+    for name, weight in outcome.weights[-2].items():
+        assert torch.equal(outcome.weights[-1][name], weight), name
+
+
+@pytest.mark.parametrize("zero", [0, 3])
+def test_a_nan_on_one_rank_of_two_shows_in_the_statistics_of_all(together: dict[str, Outcome], zero: int) -> None:
+    (statistics,) = together[f"spoilt, ZeRO {zero}"].statistics
+    assert math.isnan(statistics["learner/loss"])
+    assert not math.isfinite(statistics["learner/grad_norm"])
+    assert statistics["learner/updates"] + statistics["learner/skipped_updates"] == 1

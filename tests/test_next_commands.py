@@ -21,7 +21,7 @@ from dig_rl.next_command import next_command
 from dig_rl.overrides import parse_override, split_overrides
 from launch import data, data_check, demo
 from launch.arguments import chosen_run, split_paths, split_words
-from launch.next_steps import after_data, new_run, reward_settings, training_on, training_with
+from launch.next_steps import after_data, after_not_finite, new_run, reward_settings, training_on, training_with
 from tests.data_folders import line_of, write_folder
 from tests.next_commands import HOSTILE, as_run, options_of, printed, resolve
 from tests.tiny import ROOT
@@ -157,6 +157,24 @@ def test_what_a_command_was_given_the_next_one_is_given_too(folder: Path) -> Non
     assert (found.data.path, found.learner.freeze) == (str(folder / "data"), ("vision", "projector"))
     assert options["--run"] == "my-config"
     assert resolve(training_with([]))["--config"] == "launch/configs/demo.toml"
+
+
+def test_a_run_of_nan_is_followed_by_its_newest_checkpoint_at_a_lower_rate(folder: Path) -> None:
+    run_folder, settings = folder / "runs" / "mine", ["learner.lr=1e6", "seed=4"]
+    run_folder.mkdir(parents=True)
+    (alone,) = after_not_finite(run_folder, ["launch/configs/demo.toml"], settings, 1e6)
+    options = options_of(alone)
+    assert options["--run"] == "mine-2"
+    assert split_overrides(options["--set"]) == ["learner.lr=1e-06", "seed=4"]
+    for step in (2, 10):
+        (run_folder / "checkpoints" / f"step-{step}").mkdir(parents=True)
+    (run_folder / "checkpoints" / "step-11.partial").mkdir()
+    export, train = after_not_finite(run_folder, ["launch/configs/demo.toml"], settings, 1e-3)
+    assert options_of(export)["--checkpoint"] == f"{run_folder}/checkpoints/step-10"
+    policy = options_of(export)["--out"]
+    assert policy == "policies/mine-step-10"
+    found = load_config([ROOT / "launch/configs/demo.toml"], split_overrides(options_of(train)["--set"]))
+    assert (found.policy.path, found.learner.lr, found.seed) == (policy, 1e-4, 4)
 
 
 def test_a_new_run_has_a_name_of_its_own(tmp_path: Path) -> None:

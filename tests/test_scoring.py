@@ -296,6 +296,11 @@ def plugin_config(folder: Path, body: str) -> RewardConfig:
     [
         ("return {}['gone']", "raised KeyError: 'gone'"),
         ("return float('nan')", "returned nan"),
+        ("return np.float32('nan')", "returned np.float32(nan)"),
+        ("return np.float16('inf')", "returned np.float16(inf)"),
+        ("return -np.inf", "returned -inf"),
+        ("import decimal; return decimal.Decimal('NaN')", "returned Decimal('NaN')"),
+        ("return np.array(np.nan)", "returned array(nan)"),
         ("return 1.0001", "returned 1.0001"),
         ("return -1e-9", "returned -1e-09"),
         ("return None", "returned None"),

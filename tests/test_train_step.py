@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,10 +12,11 @@ from typing import Any
 
 import pytest
 
+from dig_rl.alarms import find_alarms
 from dig_rl.algo.batch import TrainingGroup
-from dig_rl.config import Config, load_config
+from dig_rl.config import AlarmsConfig, Config, load_config
 from dig_rl.curriculum import Curriculum, load_stages
-from dig_rl.errors import PolicyError
+from dig_rl.errors import NotFiniteError, PolicyError
 from dig_rl.metrics import read_metrics
 from dig_rl.progress import TrainProgress
 from dig_rl.recording import read_recording
@@ -127,6 +129,31 @@ def test_steps_without_any_signal_count_and_the_run_goes_on(tmp_path: Path) -> N
         assert line["rollout/missing_groups"] == 3
         assert "learner/loss" not in line
     assert engines.updates == engines.synced == []  # nothing changed, so nothing is sent
+
+
+class Broken(Engines):
+    """The second update is of NaN, and skipped."""
+
+    def _step(self, groups: Sequence[TrainingGroup]) -> dict[str, float]:
+        super()._step(groups)
+        lost = len(self.updates) == 2
+        return {"learner/loss": math.nan if lost else 0.0, "learner/skipped_updates": float(lost)}
+
+
+def test_a_figure_that_is_not_finite_ends_the_run_at_its_step(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    engines = Broken({f"d{count}-{index}" for count in (1, 2) for index in range(6)})
+    with pytest.raises(NotFiniteError, match=r"^learner/loss is nan \(DeepSpeed skipped 1 of the step's updates\)$"):
+        run_steps(tmp_path, engines)
+    assert engines.synced == [1]  # a broken policy is not handed on
+    healthy, broken = read_metrics(tmp_path / "run")
+    assert (healthy["tracking/non_finite"], broken["tracking/non_finite"]) == (0, 1)
+    assert broken["learner/loss"] is None and broken["step"] == 2
+    assert "alarm not_finite at step 2" in caplog.text and "alarm skipped_updates at step 2" in caplog.text
+    begun = find_alarms([healthy, broken], AlarmsConfig())
+    assert {alarm.name: alarm.metric for alarm in begun} == {
+        "skipped_updates": "learner/skipped_updates",
+        "not_finite": "learner/loss",
+    }
 
 
 def test_refills_come_from_the_stage_never_twice_and_the_same_in_every_run(tmp_path: Path) -> None:

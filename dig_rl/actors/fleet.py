@@ -15,6 +15,8 @@ from dig_rl.actors.weight_check import check_weights
 from dig_rl.actors.weight_sync import sync_weights
 from dig_rl.algo.batch import TrainingGroup, make_minibatches
 from dig_rl.config import Config
+from dig_rl.errors import CheckpointError, NotFiniteError
+from dig_rl.finite import check_logprobs, describe_weights
 from dig_rl.masking import mask_failures, max_failed
 from dig_rl.parsing import CoordinateFrame
 from dig_rl.rollout import group_seeds
@@ -126,21 +128,51 @@ class LearnerRanks:
         self._cluster = cluster
         self._ranks = ranks
         self._num_minibatches = config.learner.num_minibatches
+        self._smallest: TrainingGroup | None = None
 
     def step(self, groups: Sequence[TrainingGroup]) -> dict[str, float]:
         """Every update on one rollout batch; statistics as in `dig_rl.metrics`."""
+        self._smallest = min(groups, key=lambda group: group.num_tokens)
         shares = make_minibatches(groups, num_minibatches=self._num_minibatches, num_ranks=len(self._ranks))
         return self._cluster.gather(
             [rank.call("step", share) for rank, share in zip(self._ranks, shares, strict=True)]
         )[0]
 
     def save(self, folder: Path) -> None:
-        """Write every rank's state."""
+        """Write every rank's state.
+
+        Raises:
+            NotFiniteError: the weights, or what they give the smallest group of the last step, are not finite.
+        """
+        broken, largest = self._examine_weights()
+        if broken:
+            raise NotFiniteError(describe_weights(broken, largest))
+        if self._smallest is not None:  # an update may leave weights that are finite, and too large to compute with
+            for row in self._everywhere("logprobs", self._smallest)[0]:
+                check_logprobs(row, f"the learner, pair {self._smallest.example.pair_id}, before a checkpoint")
         self._everywhere("save", str(folder))
 
     def load(self, folder: Path) -> None:
-        """Restore every rank's state."""
+        """Restore every rank's state.
+
+        Raises:
+            CheckpointError: it does not fit this run, or holds weights that are not finite.
+        """
         self._everywhere("load", str(folder))
+        broken, largest = self._examine_weights()
+        if broken:
+            raise CheckpointError(
+                f"checkpoint {folder.parent}: {describe_weights(broken, largest)}. Delete that folder to fall back to "
+                "the one before"
+            )
+
+    def describe_weights(self) -> str:
+        """One sentence on the policy's weights: which are not finite, or how large they are."""
+        return describe_weights(*self._examine_weights())
+
+    def _examine_weights(self) -> tuple[list[str], tuple[float, str]]:
+        ranks = self._everywhere("examine_weights")
+        return list(dict.fromkeys(clause for broken, _ in ranks for clause in broken)), max(top for _, top in ranks)
 
     def export(self, folder: Path) -> None:
         """Write the policy as a Hugging Face folder."""
@@ -156,8 +188,8 @@ class LearnerRanks:
         engine, card = self._cluster.gather([first.call("engine_name"), first.call("model_card")])
         return engine, card
 
-    def _everywhere(self, method: str, *args: Any) -> None:
-        self._cluster.gather([rank.call(method, *args) for rank in self._ranks])
+    def _everywhere(self, method: str, *args: Any) -> list[Any]:
+        return self._cluster.gather([rank.call(method, *args) for rank in self._ranks])
 
 
 @dataclass(frozen=True)

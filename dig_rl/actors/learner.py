@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import deepspeed
-import numpy as np
 import ray
 import torch
 import torch.distributed as dist
 
 from dig_rl.actors.learner_files import DEEPSPEED_TAG, rank_file, read_rank_state
 from dig_rl.actors.random_state import random_state, restore_random_state
+from dig_rl.actors.updates import Updates, tell_norm_without_zero
 from dig_rl.algo.aggregation import aggregate
 from dig_rl.algo.batch import MiniBatch, TrainingGroup, select_completions
 from dig_rl.algo.logprobs import TokenLogprobs
@@ -43,6 +43,8 @@ from dig_rl.policy.trainable import (
     tied_names,
     without_adapters,
 )
+from dig_rl.policy.weights import examine_weights
+from dig_rl.room import no_room_as_os_error
 from dig_rl.types import Example, PolicyInput
 
 WEIGHT_BUCKET_BYTES = 256 << 20
@@ -104,6 +106,7 @@ class Learner:
             model_parameters=[parameter for parameter in scorer.parameters() if parameter.requires_grad],
             config=learner_table(config, world_size),
         )
+        tell_norm_without_zero(self._engine)
         weight = scorer.head.weight_VH
         if hasattr(weight, "ds_id"):  # ZeRO-3 gathers a weight for the module that owns it, and for those it is told of
             deepspeed.zero.register_external_parameter(scorer.head, weight)
@@ -152,21 +155,22 @@ class Learner:
                 packed = one_pass.packed
                 with torch.no_grad():
                     one_pass.logprobs_old_N = self._engine(packed, self._module.encode(packed)).logprobs_N
-        statistics, grad_norms = UpdateStatistics(), []
+        statistics, updates = UpdateStatistics(), Updates()
         for _ in range(self._config.learner.num_epochs):
             for minibatch, its_passes in zip(minibatches, passes, strict=True):
                 for one_pass in its_passes:
                     self._accumulate(one_pass, minibatch, statistics)
-                self._engine.step()
-                grad_norms.append(float(self._engine.get_global_grad_norm() or float("nan")))
+                updates.step(self._engine)
         gathered: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(gathered, statistics.sums)
-        return reduce_statistics(gathered, num_updates) | {
-            "learner/updates": float(num_updates),
-            "learner/grad_norm": float(np.mean(grad_norms)),
-            "learner/lr": float(self._engine.get_lr()[0]),
-            "timing/learn_s": time.perf_counter() - started,
-        }
+        return (
+            reduce_statistics(gathered, num_updates)
+            | updates.figures()
+            | {
+                "learner/lr": float(self._engine.get_lr()[0]),
+                "timing/learn_s": time.perf_counter() - started,
+            }
+        )
 
     def configure(self, config: Config) -> None:
         """Go on under the settings of a stage; a rate that DeepSpeed's own tables decide on stays as it is."""
@@ -212,6 +216,10 @@ class Learner:
         records = records_of(weights)
         return records | {alias: records[name] for alias, name in tied_names(self._module.model).items()}
 
+    def examine_weights(self) -> tuple[list[str], tuple[float, str]]:
+        """This rank's weights, as `dig_rl.policy.weights.examine_weights`."""
+        return examine_weights(self._module.model.named_parameters())
+
     def export(self, folder: str) -> None:
         """Write the policy as a Hugging Face folder (rank 0 writes, all ranks gather)."""
         weights = dict(self._named_weights())
@@ -220,7 +228,8 @@ class Learner:
 
     def save(self, folder: str) -> None:
         """Write weights, optimiser, learning-rate schedule and random state of this rank into `folder`."""
-        self._engine.save_checkpoint(folder, tag=DEEPSPEED_TAG, save_latest=False)
+        with no_room_as_os_error():
+            self._engine.save_checkpoint(folder, tag=DEEPSPEED_TAG, save_latest=False)
         state = {"world_size": dist.get_world_size(), "random": random_state()}
         rank_file(Path(folder), self._rank).write_text(json.dumps(state))
 

@@ -16,6 +16,7 @@ from dig_rl.actors.engine_inputs import inputs_of_requests, level_scale, watched
 from dig_rl.actors.engine_weights import HeldWeights, held_weights
 from dig_rl.config import Config, RolloutConfig
 from dig_rl.errors import PolicyError
+from dig_rl.finite import check_logprobs, check_sampled
 from dig_rl.parsing import CoordinateFrame
 from dig_rl.policy.load import BAN_BIAS, check_token_budget, load_frontend, load_image, load_images
 from dig_rl.policy.weight_files import check_names
@@ -98,6 +99,8 @@ class RolloutWorker:
         params = SamplingParams(temperature=0.0, **self._common_params(self._config.rollout.max_completion_tokens))
         outputs = self._run_engine(prompts, params)
         completions = [_completion(output.outputs[0], 0) for output in outputs]
+        for question, completion in zip(questions, completions, strict=True):
+            check_logprobs(completion.logprobs_rollout, f"the sampler, question about {question.image_path}")
         return [
             Reply(
                 completion.text,
@@ -175,7 +178,7 @@ class RolloutWorker:
         ]
         with self._noting_inputs(examples, params):
             outputs = self._run_engine(prompts, params)
-        return [
+        groups = [
             SampledGroup(
                 example=example,
                 prompt_token_ids=tuple(output.prompt_token_ids),
@@ -186,6 +189,8 @@ class RolloutWorker:
             )
             for example, param, output in zip(examples, params, outputs, strict=True)
         ]
+        check_sampled(groups)
+        return groups
 
     @contextlib.contextmanager
     def _noting_inputs(self, examples: Sequence[Example], params: Sequence[SamplingParams]) -> Iterator[None]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
+import numpy as np
 import torch
 
 from dig_rl.algo.loss import LossTerms
@@ -67,12 +69,16 @@ def reduce_statistics(ranks: Iterable[dict[str, float]], num_updates: int) -> di
     }
 
 
+# Python's own max and min lose a NaN that comes second.
+_EXTREMES: dict[str, Callable[[float, float], Any]] = {"_max": np.maximum, "_min": np.minimum}
+
+
 def _merge(parts: Iterable[dict[str, float]]) -> dict[str, float]:
     merged: dict[str, float] = {}
     for part in parts:
         for key, value in part.items():
-            combine = {"_max": max, "_min": min}.get(key[-4:], operator.add)
-            merged[key] = combine(merged[key], value) if key in merged else value
+            combine = _EXTREMES.get(key[-4:], operator.add)
+            merged[key] = float(combine(merged[key], value)) if key in merged else value
     return merged
 
 

@@ -29,9 +29,11 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from dig_rl.config import Config, PolicyConfig
 from dig_rl.errors import ConfigError, DataError, PolicyError
+from dig_rl.finite import describe_weights
 from dig_rl.image_files import DAMAGE, read_stored
 from dig_rl.looks import apply_look
 from dig_rl.parsing import CoordinateFrame, frame_of
+from dig_rl.policy.weights import examine_weights
 from dig_rl.prompts import chat_messages
 from dig_rl.types import BoxTarget, Example, Look, Question
 
@@ -192,6 +194,12 @@ def load_model(policy: PolicyConfig, *, flex_attention: bool = False) -> PreTrai
         raise PolicyError(
             f"policy {policy.path}: {len(unknown)} weights in its files belong to no part of {type(model).__name__}, "
             f"first {unknown[0]}; config.json and the weight files must come from one model"
+        )
+    broken, largest = examine_weights(model.named_parameters())
+    if broken:
+        raise PolicyError(
+            f"policy {policy.path}: {describe_weights(broken, largest)}. Its answers would mean nothing; take "
+            "the policy of an earlier checkpoint, or get its files again"
         )
     return model.eval()
 
