@@ -67,9 +67,8 @@ def test_compilers_and_ray_get_a_folder_that_needs_no_quotes(folder: str, used: 
     assert unset == {}
 
 
-def test_a_command_without_a_home_says_nothing_of_it(tmp_path: Path) -> None:
+def test_a_command_without_a_home_says_nothing_of_it() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "XDG_CACHE_HOME"} | {"HOME": NO_FOLDER}
-    command = [sys.executable, "-m", "launch.reward_report", "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-c", "import launch, matplotlib.pyplot"]  # which would warn
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (0, "")  # matplotlib would warn
-    assert (tmp_path / "out" / "table.png").is_file()
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
