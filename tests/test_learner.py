@@ -103,9 +103,8 @@ def alone(
     schedule = "{type='WarmupDecayLR', params={total_num_steps=4, warmup_num_steps=2, warmup_type='linear'}}"
     table = f"learner.deepspeed={partly}, scheduler={schedule}}}"
     jobs["schedule"] = Job(config_of(random_policy, *ours, table), [groups[:1]] * 4)
-    jobs |= bfloat16_jobs(
-        random_policy, groups, {f"bfloat16, ZeRO {zero}": f"zero_optimization={{stage={zero}}}" for zero in (1, 2)}
-    )
+    stages = {f"bfloat16, ZeRO {zero}": f"zero_optimization={{stage={zero}}}" for zero in (1, 2)}
+    jobs |= bfloat16_jobs(random_policy, groups[2:3], stages)
     few = [groups[1], groups[3]]
     still = [replace(group, advantages=(0.0,) * len(group.advantages)) for group in few]
     jobs["ZeRO 0"] = Job(config_of(random_policy, *LIMITED, zero=0), [few])
@@ -236,7 +235,7 @@ def test_frozen_parts_have_no_gradient_and_stay(alone: dict[str, Outcome]) -> No
 
 @pytest.mark.parametrize("zero", [1, 2])
 def test_bfloat16_gradients_are_added_up_in_float32(alone: dict[str, Outcome], zero: int) -> None:
-    """23 passes; DeepSpeed's own default, sums in bfloat16, is off by 4e-3, and stage 1 told of float32 alone by 8."""
+    """16 passes; DeepSpeed's own default, sums in bfloat16, is off by 4e-3, and stage 1 told of float32 alone by 7."""
     errors = relative_errors(alone[f"bfloat16, ZeRO {zero}"], alone["float64 sums"], lr=BFLOAT16_LR)
     assert max(errors) < 1e-5
 

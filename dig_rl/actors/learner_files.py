@@ -76,7 +76,7 @@ def consolidated_weights(folder: Path, dtype: torch.dtype) -> dict[str, torch.Te
             with contextlib.redirect_stdout(io.StringIO()):  # it tells of every file
                 found |= _float32_weights(folder)
         return {
-            name.removeprefix(_SCORER_PREFIX): tensor.contiguous().to(dtype, copy=True)
+            name.removeprefix(_SCORER_PREFIX): tensor.contiguous().detach().to(dtype, copy=True)
             for name, tensor in found.items()
         }
     except Exception as error:  # pickle and DeepSpeed raise whatever they stumble over
@@ -104,7 +104,7 @@ def _float32_weights(folder: Path) -> dict[str, Any]:
         raise ValueError(f"expected files of {max(parts[0]['partition_count'])} ranks, found {len(parts)}")
     weights = _get_fp32_state_dict_from_zero2_checkpoint(
         len(parts),
-        [[flat.detach() for flat in part["single_partition_of_fp32_groups"]] for part in parts],
+        [part["single_partition_of_fp32_groups"] for part in parts],
         parse_model_states(get_model_state_files(files)),
         False,
     )
