@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from dig_rl.actors.cluster import Actor, Cluster
 from dig_rl.actors.fleet import LearnerRanks, _spawn_ranks
+from dig_rl.actors.learner_files import check_parts
 from dig_rl.algo.batch import TrainingGroup
 from dig_rl.checkpoint import CheckpointStore
 from dig_rl.config import ClusterConfig, Config, load_config
@@ -299,3 +300,11 @@ def test_what_is_wrong_is_named_and_nothing_is_left_behind(saved: dict[str, Save
     with pytest.raises(CheckpointError, match=r"checkpoints has no best\.json: .*evaluation\.every_steps"):
         find_policy(str(checkpoint.with_name("best")))
     assert not out.exists() and not (checkpoint / "policy").exists()
+
+
+def test_a_checkpoint_without_zeros_parts_is_none_of_a_run_with_zero(saved: dict[str, Saved]) -> None:
+    without, parts = (saved[name].checkpoint / "learner" for name in ("ZeRO 0", "ZeRO 2 on 2 ranks"))
+    with pytest.raises(CheckpointError, match=r"was written without ZeRO, this run has a stage .* make export writes"):
+        check_parts(without, uses_zero=True)
+    check_parts(without, uses_zero=False)
+    check_parts(parts, uses_zero=True)

@@ -18,7 +18,7 @@ import ray
 import torch
 import torch.distributed as dist
 
-from dig_rl.actors.learner_files import DEEPSPEED_TAG, rank_file, read_rank_state
+from dig_rl.actors.learner_files import DEEPSPEED_TAG, check_parts, rank_file, read_rank_state
 from dig_rl.actors.random_state import random_state, restore_random_state
 from dig_rl.actors.updates import Updates, tell_norm_without_zero
 from dig_rl.algo.aggregation import aggregate
@@ -246,6 +246,7 @@ class Learner:
                 f"{dist.get_world_size()}; set learner.num_ranks = {state['world_size']}, or start a new RUN from "
                 "its policy"
             )
+        check_parts(Path(folder), uses_zero=self._engine.zero_optimization())
         # The returned client state holds everything that was saved and is of no use here.
         try:
             path, _ = self._engine.load_checkpoint(folder, tag=DEEPSPEED_TAG)

@@ -53,6 +53,24 @@ def read_rank_state(folder: Path, rank: int) -> dict[str, Any]:
         ) from None
 
 
+def check_parts(folder: Path, *, uses_zero: bool) -> None:
+    """Refuse a checkpoint without ZeRO's parts where they are needed: weights would be loaded, the optimiser would not.
+
+    Args:
+        folder: a learner's part of a checkpoint.
+        uses_zero: the engine that is about to load it has a ZeRO stage above 0.
+
+    Raises:
+        CheckpointError: there are no such parts.
+    """
+    if uses_zero and not any((folder / DEEPSPEED_TAG).glob("*_optim_states.pt")):
+        raise CheckpointError(
+            f"checkpoint {folder} was written without ZeRO, this run has a stage of it (a deepspeed.zero_optimization "
+            "without a stage once meant 0, and means 1): the optimiser's state does not fit. Start a new RUN from its "
+            "policy, which make export writes"
+        )
+
+
 def consolidated_weights(folder: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The policy's whole weights on the CPU, from the files of all ranks.
 
