@@ -12,14 +12,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from dig_rl.config import load_config
+from dig_rl.checkpoint import CheckpointStore
+from dig_rl.config import LoraConfig, load_config
 from dig_rl.errors import CheckpointError, PolicyError
 from dig_rl.policy import save as save_module
 from dig_rl.policy.load import load_frontend, load_model, load_structure
 from dig_rl.policy.records import WeightRecord, differences, record_of, records_of
 from dig_rl.policy.save import save_policy
-from dig_rl.policy.trainable import merged_parameters, merged_state, prepare_for_training
+from dig_rl.policy.trainable import merged_parameters, prepare_for_training
 from dig_rl.policy.weight_files import check_names, written_records
+from launch.export import export
 from tests.qwen2_5 import build_tiny_qwen2_5
 
 EMBEDDING, HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
@@ -197,18 +199,52 @@ def test_a_policy_folder_with_a_weight_too_many_or_too_few_is_refused_by_name(
         check_names(policy)
 
 
-@pytest.mark.parametrize(
-    ("kind", "module"),
-    [("Embedding", "model.language_model.embed_tokens"), ("Conv3d", "model.visual.patch_embed.proj")],
-)
-def test_adapters_that_an_earlier_version_put_on_other_modules_end_an_export_with_their_names(
-    random_policy: Path, kind: str, module: str, monkeypatch: pytest.MonkeyPatch
+def checkpoint_of(model: PreTrainedModel, run: Path, **changes: torch.Tensor | None) -> Path:
+    """What a learner without ZeRO saves of a model, with some weights changed, or left out (None)."""
+    state = {f"model.{name}": weight for name, weight in model.state_dict().items()}
+    state = {name: weight for name, weight in (state | changes).items() if weight is not None}
+
+    def write(folder: Path) -> None:
+        (folder / "learner/learner").mkdir(parents=True)
+        torch.save({"module": state}, folder / "learner/learner/mp_rank_00_model_states.pt")
+
+    return CheckpointStore(run, 1).save(1, write, {})
+
+
+@pytest.mark.parametrize("module", ["model.language_model.embed_tokens", "model.visual.patch_embed.proj"])
+def test_a_checkpoint_with_adapters_that_cannot_be_merged_is_refused_with_their_modules(
+    random_policy: Path, tmp_path: Path, module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Earlier versions trained them."""
     config = load_config([], [f'policy.path="{random_policy}"', "learner.lora={rank=4, alpha=8}"])
     names = ["model.language_model.layers.0.self_attn.q_proj", module]
     monkeypatch.setattr("dig_rl.policy.trainable.adapted_modules", lambda *_: names)
-    model = prepare_for_training(load_model(config.policy), config)
-    with pytest.raises(
-        CheckpointError, match=rf"has adapters on {module}, which cannot be merged: .*rank 4 .*new RUN with other"
-    ):
-        merged_state(dict(model.state_dict()), config.learner.lora)
+    checkpoint = checkpoint_of(prepare_for_training(load_model(config.policy), config), tmp_path / "run")
+    with pytest.raises(CheckpointError, match=rf"has adapters on {module}, which cannot be merged: .*rank 4 .*new RUN"):
+        export(checkpoint, config, tmp_path / "out")
+    other = config.learner.model_copy(update={"lora": LoraConfig(rank=8)})
+    with pytest.raises(CheckpointError, match=r"has adapters on .*q_proj.*, which cannot be merged: .*rank 8 "):
+        export(checkpoint, config.model_copy(update={"learner": other}), tmp_path / "out")
+    without = load_config([], [f'policy.path="{random_policy}"'])
+    with pytest.raises(CheckpointError, match=r"does not fit .*: of 63 weights, \d missing: .*; \d not expected: "):
+        export(checkpoint, without, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_checkpoint_is_exported_if_its_weights_are_the_policys_and_no_others(
+    random_policy: Path, tmp_path: Path
+) -> None:
+    config, model = load_config([], [f'policy.path="{random_policy}"']), load(random_policy)
+    changed = f"model.{EMBEDDING}"
+    export(checkpoint_of(model, tmp_path / "a", **{changed: torch.ones(512, 64)}), config, tmp_path / "out")
+    assert torch.equal(load(tmp_path / "out").lm_head.weight, torch.ones(512, 64))
+    for weight, clause in ((None, "1 missing: "), (torch.ones(2, 64), "1 weights are of another shape, first ")):
+        checkpoint = checkpoint_of(model, tmp_path / "b", **{changed: weight})
+        with pytest.raises(CheckpointError, match=f"does not fit .*{clause}{EMBEDDING}; restore that policy"):
+            export(checkpoint, config, tmp_path / "none")
+    checkpoint = checkpoint_of(model, tmp_path / "b", **{"model.model.visual.more": torch.ones(2)})
+    with pytest.raises(CheckpointError, match=r"1 not expected: model\.visual\.more; restore that policy"):
+        export(checkpoint, config, tmp_path / "none")
+    checkpoint = checkpoint_of(model, tmp_path / "b", **{changed: "no tensor"})
+    with pytest.raises(CheckpointError, match="cannot be put together: AttributeError"):
+        export(checkpoint, config, tmp_path / "none")
