@@ -16,7 +16,7 @@ from PIL import Image
 from dig_rl.actors.cluster import Cluster
 from dig_rl.actors.fleet import Fleet, LearnerRanks, launch_fleet, num_actors
 from dig_rl.algo.batch import TrainingGroup
-from dig_rl.config import Config
+from dig_rl.config import Config, PolicyConfig
 from dig_rl.data import load_examples
 from dig_rl.errors import PolicyError
 from dig_rl.first_step import FirstStep
@@ -32,7 +32,10 @@ TOLERANCE = 1e-4
 
 @pytest.fixture(scope="module")
 def seeing_policy(tiny_world: TinyWorld, tmp_path_factory: Any) -> Path:
-    """The tiny policy with its image features turned up: after seconds of training it hardly looks at them."""
+    """The tiny policy with its image features turned up: after seconds of training it hardly looks at them.
+
+    Like Qwen's, its generation_config.json lists two end tokens.
+    """
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -42,8 +45,10 @@ def seeing_policy(tiny_world: TinyWorld, tmp_path_factory: Any) -> Path:
         for name, weight in model.named_parameters():
             if "merger" in name and name.endswith("linear_fc2.weight"):
                 weight *= 30
+    processor = AutoProcessor.from_pretrained(tiny_world.policy)
+    model.generation_config.eos_token_id = [processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id]
     model.save_pretrained(folder)
-    AutoProcessor.from_pretrained(tiny_world.policy).save_pretrained(folder)
+    processor.save_pretrained(folder)
     return folder
 
 
@@ -289,6 +294,35 @@ def test_vision_tokens_are_never_sampled(fleet: Fleet, examples: list[Example], 
     }
     assert len(banned) > 5
     assert not sampled & banned
+
+
+def _answer_with_likelier(worker: Any, examples: list[Example], token: int) -> list[SampledGroup]:
+    from vllm import SamplingParams
+
+    options = worker._common_params(40)
+    options["logit_bias"] = options["logit_bias"] | {token: 11.0}
+    return worker._generate(examples, [SamplingParams(n=4, seed=1, **options) for _ in examples])
+
+
+def test_the_second_end_token_ends_an_answer_on_both_sides(
+    fleet: Fleet, examples: list[Example], seeing_policy: Path
+) -> None:
+    from dig_rl.policy.load import load_frontend
+
+    frontend = load_frontend(PolicyConfig(path=str(seeing_policy)), "union")
+    tokenizer = frontend.processor.tokenizer
+    assert frontend.end_token_ids == (tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|endoftext|>"))
+    for end in frontend.end_token_ids:
+        groups = fleet.cluster.gather([fleet.workers[0].run(_answer_with_likelier, examples, end)])[0]
+        completions = [completion for group in groups for completion in group.completions]
+        assert end in {completion.token_ids[-1] for completion in completions}
+        for completion in completions:
+            assert completion.finish_reason == "stop"
+            assert not {*completion.token_ids[:-1]} & {*frontend.end_token_ids}
+            assert completion.text == tokenizer.decode(completion.token_ids[:-1], skip_special_tokens=True)
+        # The learner scores the end like any other token.
+        scored = fleet.cluster.gather([fleet.ranks[0].call("logprobs", as_training_group(group)) for group in groups])
+        assert [len(row) for rows in scored for row in rows] == [len(one.token_ids) for one in completions]
 
 
 def test_questions_about_one_picture_are_answered_in_order(fleet: Fleet, examples: list[Example]) -> None:

@@ -100,8 +100,26 @@ def test_banned_tokens_are_the_vision_tokens_and_the_padding_of_the_vocabulary(r
         range(len(tokenizer), vocabulary)
     )
     assert set(frontend.banned_token_ids) == expected
-    assert frontend.end_token_id not in expected
+    assert not expected & set(frontend.end_token_ids)
     assert not expected & set(tokenizer("[[0, 20, 1000, 500], [1, 2, 3, 4]]").input_ids)
+
+
+def test_every_end_token_of_the_folder_ends_an_answer(random_policy: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "policy"
+    shutil.copytree(random_policy, folder)
+    path = folder / "generation_config.json"
+    tokenizer = load_frontend(config_of(folder).policy, "union").processor.tokenizer
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    listings = [(end, (end,)), ([end, pad], (end, pad)), ([pad, end], (end, pad)), (pad, (end, pad)), (None, (end,))]
+    for listed, expected in listings:
+        path.write_text(json.dumps({"eos_token_id": listed}))
+        assert load_frontend(config_of(folder).policy, "union").end_token_ids == expected
+    config = json.loads((folder / "config.json").read_text())
+    for where in (config, config["text_config"]):  # read where there is no generation_config.json
+        where["eos_token_id"] = [end, pad]
+    (folder / "config.json").write_text(json.dumps(config))
+    path.unlink()
+    assert load_frontend(config_of(folder).policy, "union").end_token_ids == (end, pad)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 64), (64, 96), (160, 120), (333, 57), (16, 16), (1000, 1000)])

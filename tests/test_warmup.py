@@ -54,7 +54,7 @@ def test_the_loss_of_the_warmed_up_policy_is_below_that_of_its_start(
             boxes = px_to_unit(np.array(example.target_boxes_px), size)
             levels = config.warmup.coordinate_levels
             text = format_answer(boxes, frontend.frame, frontend.model_image_size_px(size), levels)
-            answer = (*frontend.processor.tokenizer(text).input_ids, frontend.end_token_id)
+            answer = (*frontend.processor.tokenizer(text).input_ids, frontend.end_token_ids[0])
             prompt = tuple(frontend.encode(example)["input_ids"][0].tolist())
             group = TrainingGroup(example, prompt, (answer,), ((0.0,) * len(answer),), (1.0,))
             with torch.no_grad():

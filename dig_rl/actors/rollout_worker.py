@@ -161,6 +161,7 @@ class RolloutWorker:
         return {
             "max_tokens": max_tokens,
             "logprobs": 0,  # the sampled token's own log-probability, no others
+            "stop_token_ids": list(self._frontend.end_token_ids),
             "logit_bias": dict.fromkeys(self._frontend.banned_token_ids, BAN_BIAS),
             "skip_special_tokens": True,
         }

@@ -21,6 +21,7 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
+    GenerationConfig,
     PreTrainedModel,
     ProcessorMixin,
 )
@@ -67,7 +68,9 @@ class PolicyFrontend:
     """Tokens that stand for images or mark them."""
     banned_token_ids: tuple[int, ...]
     """Never sampled: the vision tokens, and ids beyond the tokenizer."""
-    end_token_id: int
+    end_token_ids: tuple[int, ...]
+    """Each of them ends an answer: the tokenizer's, which supervised answers end with, then those of
+    generation_config.json; Qwen's are `<|im_end|>` and `<|endoftext|>`."""
     pad_token_id: int
 
     @property
@@ -159,7 +162,7 @@ def load_frontend(policy: PolicyConfig, box_target: BoxTarget) -> PolicyFrontend
         resize_area_px=area,
         vision_token_ids=tuple(sorted(vision)),
         banned_token_ids=tuple(sorted(banned)),
-        end_token_id=tokenizer.eos_token_id,
+        end_token_ids=_end_token_ids(policy, model_config, tokenizer.eos_token_id),
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
     )
 
@@ -286,6 +289,15 @@ def _chat_prompt(path: str, processor: Any, image_token_id: int, messages: list[
             "chat template and config.json must come from one model"
         )
     return prompt
+
+
+def _end_token_ids(policy: PolicyConfig, model_config: Any, end_of_text: int) -> tuple[int, ...]:
+    try:
+        generation = GenerationConfig.from_pretrained(policy.path, local_files_only=not policy.hub)
+    except OSError:  # the folder has no such file
+        generation = GenerationConfig.from_model_config(model_config)
+    listed = generation.eos_token_id or ()
+    return tuple(dict.fromkeys([end_of_text, *([listed] if isinstance(listed, int) else listed)]))
 
 
 def _load(loader: Any, policy: PolicyConfig, **options: Any) -> Any:
