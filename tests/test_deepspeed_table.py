@@ -56,6 +56,7 @@ def test_rate_and_decay_hold_unless_the_table_names_them(optimizer: str, params:
     assert table["optimizer"]["params"] == params
 
 
+@pytest.mark.slow  # torch loads its compiler for them
 def test_torchs_optimisers_take_what_they_are_given() -> None:
     weights = [torch.nn.Parameter(torch.zeros(2))]
     for name in ("Adadelta", "Adafactor", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "SGD", "Rprop"):
