@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from typing import Any
 
 from dig_rl.errors import PolicyError
 
@@ -42,6 +43,17 @@ class Echo:
         os.write(2, b"native library: out of memory\n")
         os._exit(1)
 
+    def crash(self, sign: int) -> None:
+        """Meets with a signal."""
+        print("before the end")
+        os.kill(os.getpid(), sign)
+        time.sleep(60)
+
+    def break_off(self, after_s: float) -> None:
+        """Fails as a rank does whose peer is gone."""
+        time.sleep(after_s)
+        raise RuntimeError("connection closed by peer")
+
     def where(self) -> tuple[int, int, dict[str, str]]:
         """Process id, niceness and environment."""
         return os.getpid(), os.nice(0), dict(os.environ)
@@ -50,3 +62,16 @@ class Echo:
 def heavy_modules(_: Echo) -> list[str]:
     """Engines that the actor's process has loaded."""
     return [name for name in ("torch", "vllm", "deepspeed") if name in sys.modules]
+
+
+def own_pid(_: Any) -> int:
+    """Of the process that an object lives in."""
+    return os.getpid()
+
+
+def set_weight(learner: Any, value: float) -> float:
+    """Change one value of a learner's last norm, which every answer passes; returns what it was."""
+    weight = learner._module.model.model.language_model.norm.weight
+    before = float(weight.data[0])
+    weight.data[0] = value
+    return before

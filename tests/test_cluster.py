@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -123,16 +125,49 @@ def test_a_class_that_is_not_there_is_named(cluster: Cluster) -> None:
         cluster.wait_until_ready()
 
 
-def test_a_dead_actor_is_named_with_its_last_words(cluster: Cluster, pair: tuple[Actor, Actor]) -> None:
-    victim = cluster.spawn("victim-0", ECHO, "victim")
+KILLED = "it was killed (SIGKILL, exit code 137), as the system does where memory runs out, or left without a word"
+DEATHS: dict[str, tuple[tuple[Any, ...], str, str]] = {
+    "killed": (("crash", signal.SIGKILL), KILLED, "its last words: building killed | before the end"),
+    "gone": (("die",), KILLED, "its last words: building gone | first words | native library: out of memory"),
+    "crashed": (
+        ("crash", signal.SIGSEGV),
+        "it crashed with SIGSEGV (Segmentation fault)",
+        "building crashed | before the end",
+    ),
+}
+
+
+def test_a_dead_actor_is_named_with_how_it_died_and_its_last_words(
+    cluster: Cluster, pair: tuple[Actor, Actor], capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in DEATHS:
+        log = cluster._log_dir / f"{name}-0.log"
+        log.write_text("RuntimeError: of a start last week\n")
+    victims = {name: cluster.spawn(f"{name}-0", ECHO, name) for name in DEATHS}
     cluster.wait_until_ready()
-    with pytest.raises(ClusterError) as caught:
-        cluster.gather([pair[0].call("answer", 1), victim.call("die")])
-    message = str(caught.value)
-    assert message.startswith("victim-0 died: ")
-    assert "its last words: native library: out of memory" in message
-    assert message.endswith(f"log: {victim.log_path}")
-    assert "\n" not in message
+    capfd.readouterr()
+    for name, (call, how, words) in DEATHS.items():
+        with pytest.raises(ClusterError) as caught:
+            cluster.gather([pair[0].call("answer", 1), victims[name].call(*call)])
+        message = str(caught.value)
+        assert message.startswith(f"{name}-0 died: {how}; "), message
+        assert f"{words}; log: {victims[name].log_path}. Run the same command again" in message
+        assert "\n" not in message and "last week" not in message
+        cluster._actors.remove(victims[name])
+    time.sleep(1)  # what Ray has to say comes from a thread of its own
+    assert "".join(capfd.readouterr()) == ""
+
+
+@pytest.mark.parametrize("first", ["victim", "peer"])
+def test_of_several_that_fail_the_dead_one_is_named(cluster: Cluster, pair: tuple[Actor, Actor], first: str) -> None:
+    """A rank that is killed takes its peers with it, and one of these may be heard first."""
+    victim = cluster.spawn("doomed-0", ECHO, "doomed")
+    cluster.wait_until_ready()
+    delay = {"victim": 30.0, "peer": 0.0}[first]  # nobody waits for those that hang
+    pending = [pair[0].call("break_off", delay), victim.call("answer", 1, after_s=0.5), victim.call("die")]
+    with pytest.raises(ClusterError, match=r"^doomed-0 died: it was killed"):
+        cluster.gather(pending)
+    cluster._actors.remove(victim)
 
 
 def test_a_start_that_takes_too_long_names_who_is_awaited(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +21,12 @@ from dig_rl.actors.fleet import Fleet, LearnerRanks, launch_fleet, num_actors
 from dig_rl.algo.batch import TrainingGroup
 from dig_rl.config import Config, PolicyConfig
 from dig_rl.data import load_examples
-from dig_rl.errors import PolicyError
+from dig_rl.errors import ClusterError, NotFiniteError, PolicyError
 from dig_rl.first_step import FirstStep
 from dig_rl.looks import with_look
 from dig_rl.rollout import group_seeds
 from dig_rl.types import Example, Look, Question, SampledGroup
+from tests.hosted import own_pid, set_weight
 from tests.tiny import ROOT, TinyWorld
 
 pytestmark = pytest.mark.slow
@@ -332,3 +336,47 @@ def test_questions_about_one_picture_are_answered_in_order(fleet: Fleet, example
     assert all(0 < reply.num_tokens <= 40 and reply.finish_reason in ("stop", "length") for reply in replies)
     sizes = [group.model_image_size_px for group in sample(fleet, examples)]
     assert [reply.model_image_size_px for reply in replies] == sizes
+
+
+def test_a_weight_that_is_not_a_number_is_met_at_once_and_never_saved(
+    fleet: Fleet, examples: list[Example], tmp_path: Path
+) -> None:
+    update(fleet, sample(fleet, examples))
+    (healthy,) = fleet.cluster.gather([fleet.ranks[0].run(set_weight, float("nan"))])
+    fleet.sync_weights(40)
+    with pytest.raises(NotFiniteError, match=r"token 0 is nan \(the sampler, answer 0 to pair "):
+        fleet.rollouts.answer(examples)
+    with pytest.raises(NotFiniteError, match=r"^Not finite: model\.language_model\.norm\.weight \(1 of 64 values\)$"):
+        fleet.learner.save(tmp_path)
+    assert fleet.learner.describe_weights().startswith("Not finite: model.language_model.norm.weight")
+    # Finite, and too large to compute with: what an update at a rate of 1e6 leaves.
+    fleet.cluster.gather([fleet.ranks[0].run(set_weight, 3e38)])
+    with pytest.raises(NotFiniteError, match=r"is (nan|-?inf) \(the learner, pair .*, before a checkpoint\)"):
+        fleet.learner.save(tmp_path)
+    assert fleet.learner.describe_weights() == (
+        "All weights are finite; the largest value is 3e+38, in model.language_model.norm.weight"
+    )
+    assert list(tmp_path.iterdir()) == []
+    fleet.cluster.gather([fleet.ranks[0].run(set_weight, healthy)])
+    fleet.sync_weights(41)
+    assert sample(fleet, examples)[0].policy_version == 41
+    fleet.learner.save(tmp_path)
+    fleet.learner.load(tmp_path)
+
+
+def test_a_killed_engine_is_named_with_its_own_last_words(
+    fleet: Fleet, examples: list[Example], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The last test of this file: the fleet is of no use after it."""
+    for actor, method in ((fleet.workers[0], "facts"), (fleet.ranks[0], "model_card")):
+        (pid,) = fleet.cluster.gather([actor.run(own_pid)])
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(ClusterError) as caught:
+            for _ in range(50):
+                fleet.cluster.gather([actor.call(method)])
+                time.sleep(0.1)
+        message = str(caught.value)
+        assert message.startswith(f"{actor.name} died: it was killed (SIGKILL, exit code 137)"), message
+        assert "its last words: " in message and f"log: {actor.log_path}. Run the same command again" in message
+    time.sleep(1)
+    assert "raylet" not in "".join(capfd.readouterr())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -221,7 +222,8 @@ def test_a_run_whose_learner_is_killed_leaves_nothing_behind_and_continues_exact
         text=True,
     )
     assert done.returncode == 1, done.stdout
-    assert "learner-0 died" in done.stderr and "learner-0.log" in done.stderr, done.stderr
+    assert "learner-0 died: it was killed" in done.stderr and "learner-0.log" in done.stderr, done.stderr
+    assert "raylet" not in done.stdout + done.stderr
     _, alive = psutil.wait_procs(started_by(tmp_path), timeout=60)
     assert [process.name() for process in alive] == []
     assert json.loads((tmp_path / "whole/summary.json").read_text())["status"] == "failed"
@@ -272,3 +274,59 @@ def test_an_alarm_can_stop_the_run_with_its_checkpoint_saved(tiny_world: TinyWor
     assert "Traceback" not in stopped.stderr
     assert json.loads((tmp_path / "alarm/summary.json").read_text())["status"] == "failed"
     assert [folder.name for folder in (tmp_path / "alarm/checkpoints").iterdir()] == ["step-1"]
+
+
+BREAKS = """
+[[stages]]
+name = "sound"
+differences = [1, 2]
+steps = 2
+[[stages]]
+name = "too fast"
+differences = [1, 2]
+steps = 2
+overrides = { lr = 1e6 }
+"""
+
+
+@pytest.mark.long
+def test_a_rate_that_ruins_the_policy_ends_the_run_and_the_checkpoint_before_stays(
+    tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    (tmp_path / "breaks.toml").write_text(BREAKS)
+    settings = [f'curriculum="{tmp_path / "breaks.toml"}"', "checkpoint.keep_last=1"]
+    for _ in range(2):  # the same command continues, and ends in the same way
+        done = tiny_world.train(tmp_path, "breaks", *settings)
+        assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+        error = done.stderr[done.stderr.index("error: ") :]
+        assert error.startswith("error: stopped after step 3: ")
+        assert "All weights are finite; the largest value is 1" in error
+        assert "Kept as they were: the checkpoints of steps 2" in error
+        assert f"Next: make export CHECKPOINT={tmp_path}/breaks/checkpoints/step-2" in error
+        assert json.loads((tmp_path / "breaks/summary.json").read_text())["status"] == "failed"
+        assert [folder.name for folder in (tmp_path / "breaks/checkpoints").glob("step-*")] == ["step-2"]
+    assert "continuing after step 2" in done.stdout
+
+
+@pytest.mark.long
+def test_a_disk_that_fills_up_at_a_checkpoint_is_one_message_and_the_run_goes_on_when_there_is_room(
+    tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=10m", "tmpfs", str(runs)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root can mount a small disk here")
+    try:
+        done = tiny_world.train(runs, "full")
+        assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+        error = done.stderr[done.stderr.index("error: ") :]
+        assert re.match(
+            r"error: no room for the checkpoint of step \d: .* are free in .*, about .* are needed", error
+        ), error
+        assert json.loads((runs / "full/summary.json").read_text())["status"] == "failed"
+        subprocess.run([*mount[:3], "-o", "remount,size=100m", str(runs)], check=True)
+        done = tiny_world.train(runs, "full")
+        assert done.returncode == 0 and "continuing after step" in done.stdout, done.stderr
+    finally:
+        subprocess.run(["umount", "-l", str(runs)], check=True)

@@ -24,13 +24,16 @@ import psutil
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from dig_rl.actors.deaths import ADVICE, describe_death, num_oom_kills, written_since
 from dig_rl.actors.places import provide_sockets, provide_token
 from dig_rl.config import ClusterConfig
-from dig_rl.errors import ClusterError, DigRlError
+from dig_rl.errors import ClusterError, DigRlError, NoRoomError
+from dig_rl.room import is_no_room
 
 _log = logging.getLogger(__name__)
 _REPORT_WAIT_EVERY_S = 30.0
 _REACH_TIMEOUT_S = 20.0
+_PEERS_TIMEOUT_S = 3.0
 
 MANNERS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -80,6 +83,8 @@ class Actor:
     name: str
     log_path: Path
     handle: Any
+    log_start: int = 0
+    """Bytes of the log that an earlier start of the run has written."""
 
     def call(self, method: str, *args: Any, **named: Any) -> Pending:
         """Call a method of the object; returns at once."""
@@ -156,7 +161,10 @@ class Cluster:
         self._building: list[Pending] = []
         self._num_gpus = 0.0  # of all actors
         log_dir.mkdir(parents=True, exist_ok=True)
+        self._oom_kills = num_oom_kills()
         self._is_private = connect(config.address, num_actors) == "local"
+        # What a node says of a dead actor, in a paragraph for people who know Ray, would stand above our message.
+        ray._private.worker._worker_logs_enabled = False
 
     @property
     def ray_version(self) -> str:
@@ -198,7 +206,8 @@ class Cluster:
             num_gpus=num_gpus,
             runtime_env={"env_vars": MANNERS | (environment or {})},
         )
-        actor = Actor(name, log_path, host.remote(str(log_path)))
+        log_start = log_path.stat().st_size if log_path.is_file() else 0
+        actor = Actor(name, log_path, host.remote(str(log_path)), log_start)
         self._actors.append(actor)
         self._building.append(Pending(actor, actor.handle.build.remote(target, args)))
         return actor
@@ -229,7 +238,7 @@ class Cluster:
         while pending:
             done, _ = ray.wait(list(pending), num_returns=1, timeout=self._patience(started))
             for ref in done:
-                self.gather([pending.pop(ref)])
+                self._result(pending.pop(ref), pending)
             names = ", ".join(sorted({item.actor.name for item in pending.values()}))
             if pending and time.monotonic() - started > self._config.start_timeout_s:
                 raise ClusterError(
@@ -248,22 +257,46 @@ class Cluster:
             DigRlError: what the hosted object raised, as itself.
             ClusterError: an actor died or raised anything else; names the actor and its log.
         """
-        results = []
-        for item in pending:
-            try:
-                results.append(ray.get(item.ref))
-            except RayTaskError as error:
-                cause = error.cause
-                if isinstance(cause, DigRlError):
-                    raise cause from None
-                raise ClusterError(
-                    f"{item.actor.name} failed: {type(cause).__name__}: {cause}; log: {item.actor.log_path}"
-                ) from error
-            except RayError as error:
-                raise ClusterError(
-                    f"{item.actor.name} died: {_why_it_died(error, item.actor)}; log: {item.actor.log_path}"
-                ) from error
-        return results
+        waiting = {item.ref: item for item in pending}
+        results = {}
+        while waiting:
+            (ref,), _ = ray.wait(list(waiting), num_returns=1)
+            results[ref] = self._result(waiting.pop(ref), waiting)
+        return [results[item.ref] for item in pending]
+
+    def _result(self, item: Pending, others: dict[Any, Pending]) -> Any:
+        try:
+            return ray.get(item.ref)
+        except RayError as error:
+            raise self._explain(item, error, others) from error
+
+    def _explain(self, item: Pending, error: RayError, others: dict[Any, Pending]) -> DigRlError:
+        """The error of the actor that failed first: what its peers say of its end, they say by failing, too."""
+        if isinstance(error, RayTaskError) and isinstance(error.cause, DigRlError):
+            return error.cause
+        if isinstance(error, RayTaskError) and others:
+            done, _ = ray.wait(list(others), num_returns=len(others), timeout=_PEERS_TIMEOUT_S)
+            for ref in done:
+                try:
+                    ray.get(ref)
+                except RayTaskError as other:
+                    if isinstance(other.cause, DigRlError):
+                        return other.cause
+                except RayError as end:
+                    item, error = others[ref], end
+                    break
+        actor = item.actor
+        if isinstance(error, RayTaskError):
+            cause = error.cause
+            if is_no_room(cause):
+                return NoRoomError(f"{actor.name} found no room to write: {cause}; delete something there")
+            return ClusterError(f"{actor.name} failed: {type(cause).__name__}: {cause}; log: {actor.log_path}")
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, DigRlError):
+            return ClusterError(f"{actor.name} died: {cause}; log: {actor.log_path}")
+        written = written_since(actor.log_path, actor.log_start)
+        death = describe_death(str(error), written, num_oom_kills() - self._oom_kills)
+        return ClusterError(f"{actor.name} died: {death}; log: {actor.log_path}. {ADVICE}")
 
     def _patience(self, started: float) -> float:
         left = self._config.start_timeout_s - (time.monotonic() - started)
@@ -290,17 +323,6 @@ def _check_that_somebody_listens(address: str) -> None:
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_TIMEOUT_S).close()
-
-
-def _why_it_died(error: Exception, actor: Actor) -> str:
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, DigRlError):
-        return str(cause)
-    tail = ""
-    if actor.log_path.is_file():
-        lines = actor.log_path.read_text(errors="replace").strip().splitlines()
-        tail = f"; its last words: {lines[-1][-300:]}" if lines else ""
-    return f"{str(error).strip().splitlines()[0]}{tail}"
 
 
 def _redirect_output(log_path: str) -> None:
