@@ -56,13 +56,11 @@ def test_rate_and_decay_hold_unless_the_table_names_them(optimizer: str, params:
     assert table["optimizer"]["params"] == params
 
 
-@pytest.mark.slow  # torch loads its compiler for them
 def test_torchs_optimisers_take_what_they_are_given() -> None:
-    weights = [torch.nn.Parameter(torch.zeros(2))]
     for name in ("Adadelta", "Adafactor", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "SGD", "Rprop"):
         params = table_of(f"{{optimizer={{type='{name}'}}, zero_allow_untested_optimizer=true}}")["optimizer"]["params"]
-        group = getattr(torch.optim, name)(weights, **params).param_groups[0]
-        assert group["lr"] == RATE and group.get("weight_decay", DECAY) == DECAY
+        known = inspect.signature(getattr(torch.optim, name)).parameters.keys()
+        assert params.keys() == {"lr", "weight_decay"} & known, name
 
 
 @pytest.mark.parametrize(
