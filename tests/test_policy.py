@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import unicodedata
@@ -301,3 +302,22 @@ def test_qwen2_5_packed_values_equal_separate_ones(qwen2_5: Path, tmp_path: Path
         packed = rows_of_a_batch(scorer, frontend, [group, group])
         separate = one_by_one(scorer, frontend, [group, group])
     torch.testing.assert_close(packed, separate, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("part", "value"), [("layers.1.mlp", math.nan), ("visual.blocks", -math.inf)])
+def test_one_value_that_is_not_a_number_is_a_policy_error(
+    random_policy: Path, tmp_path: Path, part: str, value: float
+) -> None:
+    """The reference is read in the same way."""
+    from safetensors.torch import load_file, save_file
+
+    folder = broken_copy(random_policy, tmp_path / "policy")
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if part in name)
+    weights[name].view(-1)[-1] = value
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    expected = (
+        rf"{re.escape(name)} \(1 of {weights[name].numel()} values\)\. .*take the policy of an earlier checkpoint"
+    )
+    with pytest.raises(PolicyError, match=expected):
+        load_model(config_of(folder).policy)
