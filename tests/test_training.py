@@ -300,7 +300,7 @@ def test_a_rate_that_ruins_the_policy_ends_the_run_and_the_checkpoint_before_sta
         assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
         error = done.stderr[done.stderr.index("error: ") :]
         assert error.startswith("error: stopped after step 3: ")
-        assert "All weights are finite; the largest value is 1" in error
+        assert "All weights are finite; the largest value is " in error
         assert "Kept as they were: the checkpoints of steps 2" in error
         assert f"Next: make export CHECKPOINT={tmp_path}/breaks/checkpoints/step-2" in error
         assert json.loads((tmp_path / "breaks/summary.json").read_text())["status"] == "failed"
