@@ -8,26 +8,15 @@ every other product is zero.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
-from dig_rl.policy.records import WeightRecord, record_of
+from dig_rl.policy.records import HeldWeights, record_of
 
 _ROWS = 512
 """Of the identity, in one multiplication."""
-
-
-@dataclass(frozen=True)
-class HeldWeights:
-    """What an engine holds."""
-
-    records: dict[str, WeightRecord] = field(default_factory=dict)
-    """By the learner's names; engine parameters that none of these stands for have vLLM's own."""
-    unread: str | None = None
-    """Why weights cannot be compared; None if all could be read."""
 
 
 @torch.inference_mode()

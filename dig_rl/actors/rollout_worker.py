@@ -13,12 +13,13 @@ from vllm import SamplingParams
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
 from dig_rl.actors.engine_inputs import inputs_of_requests, level_scale, watched_requests
-from dig_rl.actors.engine_weights import HeldWeights, held_weights
+from dig_rl.actors.engine_weights import held_weights
 from dig_rl.config import Config, RolloutConfig
 from dig_rl.errors import PolicyError
 from dig_rl.finite import check_logprobs, check_sampled
 from dig_rl.parsing import CoordinateFrame
 from dig_rl.policy.load import BAN_BIAS, check_token_budget, load_frontend, load_image, load_images
+from dig_rl.policy.records import HeldWeights
 from dig_rl.policy.weight_files import check_names
 from dig_rl.types import Completion, Example, FinishReason, PolicyInput, Question, Reply, SampledGroup
 from dig_rl.vllm_options import engine_options

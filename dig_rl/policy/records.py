@@ -6,6 +6,7 @@ Names are those of parameters in transformers; a tied weight counts once, under 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,16 @@ class WeightRecord(NamedTuple):
     shape: tuple[int, ...]
     sha256: str
     """Of its bytes; zeros of both signs are the same."""
+
+
+@dataclass(frozen=True)
+class HeldWeights:
+    """What an engine holds."""
+
+    records: dict[str, WeightRecord] = field(default_factory=dict)
+    """By the learner's names; engine parameters that none of these stands for have vLLM's own."""
+    unread: str | None = None
+    """Why weights cannot be compared; None if all could be read."""
 
 
 def record_of(weight: torch.Tensor) -> WeightRecord:
