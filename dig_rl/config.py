@@ -252,7 +252,7 @@ class LearnerConfig(_Section):
             raise ValueError("attention = flex_attention has no backward pass on CPUs; set learner.num_gpus, or sdpa")
         if self.importance_band[0] > self.importance_band[1]:
             raise ValueError(f"importance_band must be [lowest, highest], found {list(self.importance_band)}")
-        check_table(self.deepspeed, self.num_ranks)
+        check_table(self.deepspeed, self.num_ranks, on_cpu=self.num_gpus == 0)
         return self
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 _AUTO = "auto"
 """A word of Hugging Face's trainer, which puts its own arguments in its place; DeepSpeed knows it in few tables."""
@@ -43,6 +43,8 @@ class Optimizer(NamedTuple):
     """Those of our parameters that it knows."""
     zero_knows: bool
     """DeepSpeed uses it under ZeRO without being told to."""
+    on_cpu: Literal["always", "offloaded", "never"] = "always"
+    """Whether it works on ranks without a GPU; of some DeepSpeed has a CPU kernel for offloaded states alone."""
 
 
 class Schedule(NamedTuple):
@@ -54,14 +56,18 @@ class Schedule(NamedTuple):
     """Parameter that counts the updates of the whole run."""
     required: tuple[str, ...] = ()
     """Parameters without any default."""
+    zero_knows: bool = True
+    """It takes an optimiser that ZeRO has wrapped."""
 
 
 _RATE, _DECAYED = frozenset({"lr"}), frozenset({"lr", "weight_decay"})
 _ADAM = Optimizer(_DECAYED | {"torch_adam"}, zero_knows=True)
 _DEEPSPEED_OPTIMIZERS = {
     **dict.fromkeys(("adam", "adamw", "muon"), _ADAM),
-    **dict.fromkeys(("adagrad", "lion"), Optimizer(_DECAYED, zero_knows=True)),
-    **dict.fromkeys(("lamb", "muadam", "muadamw", "musgd"), Optimizer(_DECAYED, zero_knows=False)),
+    "adagrad": Optimizer(_DECAYED, zero_knows=True),
+    "lion": Optimizer(_DECAYED, zero_knows=True, on_cpu="offloaded"),
+    "lamb": Optimizer(_DECAYED, zero_knows=False, on_cpu="never"),
+    **dict.fromkeys(("muadam", "muadamw", "musgd"), Optimizer(_DECAYED, zero_knows=False)),
 }
 """By the name in lower case: DeepSpeed takes these in any case."""
 _TORCH_OPTIMIZERS = {
@@ -79,16 +85,16 @@ SCHEDULES = {
     "WarmupDecayLR": Schedule("warmup_max_lr", length="total_num_steps"),
     "WarmupCosineLR": Schedule(None, length="total_num_steps"),
     # torch's own
-    "ConstantLR": Schedule(None),
-    "CosineAnnealingLR": Schedule(None, length="T_max"),
-    "CosineAnnealingWarmRestarts": Schedule(None, required=("T_0",)),
-    "CyclicLR": Schedule("max_lr", required=("base_lr",)),
-    "ExponentialLR": Schedule(None, required=("gamma",)),
-    "LinearLR": Schedule(None),
-    "MultiStepLR": Schedule(None, required=("milestones",)),
-    "OneCycleLR": Schedule("max_lr", length="total_steps"),
-    "PolynomialLR": Schedule(None),
-    "StepLR": Schedule(None, required=("step_size",)),
+    "ConstantLR": Schedule(None, zero_knows=False),
+    "CosineAnnealingLR": Schedule(None, length="T_max", zero_knows=False),
+    "CosineAnnealingWarmRestarts": Schedule(None, required=("T_0",), zero_knows=False),
+    "CyclicLR": Schedule("max_lr", required=("base_lr",), zero_knows=False),
+    "ExponentialLR": Schedule(None, required=("gamma",), zero_knows=False),
+    "LinearLR": Schedule(None, zero_knows=False),
+    "MultiStepLR": Schedule(None, required=("milestones",), zero_knows=False),
+    "OneCycleLR": Schedule("max_lr", length="total_steps", zero_knows=False),
+    "PolynomialLR": Schedule(None, zero_knows=False),
+    "StepLR": Schedule(None, required=("step_size",), zero_knows=False),
 }
 """By DeepSpeed's name of the type. Left out are those that need a function or a metric."""
 
@@ -114,12 +120,13 @@ def names_a_rate(table: Mapping[str, Any]) -> bool:
     return bool(stated.get("scheduler")) or any(key == "lr" or key.endswith("_lr") for key in params)
 
 
-def check_table(table: Mapping[str, Any], num_ranks: int) -> None:
+def check_table(table: Mapping[str, Any], num_ranks: int, *, on_cpu: bool) -> None:
     """Refuse what DeepSpeed would refuse after everything has loaded, or drop in silence.
 
     Args:
         table: `learner.deepspeed`.
         num_ranks: of the learner.
+        on_cpu: whether ranks have no GPU.
 
     Raises:
         ValueError: which key, what was expected and found, what to write.
@@ -138,8 +145,8 @@ def check_table(table: Mapping[str, Any], num_ranks: int) -> None:
             f"deepspeed.zero_optimization.overlap_comm: works from stage 2 on, found stage {zero['stage']} (1 where it "
             "is left out); set the stage, or leave overlap_comm out"
         )
-    _check_optimizer(stated, zero["stage"])
-    _check_schedule(stated)
+    _check_optimizer(stated, zero, on_cpu)
+    _check_schedule(stated, zero["stage"])
 
 
 def _check_is_table(table: Mapping[str, Any], *names: str) -> None:
@@ -199,7 +206,8 @@ def _check_passes(table: Mapping[str, Any], num_ranks: int) -> None:
         )
 
 
-def _check_optimizer(table: Mapping[str, Any], stage: int) -> None:
+def _check_optimizer(table: Mapping[str, Any], zero: Mapping[str, Any], on_cpu: bool) -> None:
+    stage = zero["stage"]
     name = table.get("optimizer", {}).get("type", "AdamW")
     optimizer = find_optimizer(name)
     if optimizer is None:
@@ -212,15 +220,33 @@ def _check_optimizer(table: Mapping[str, Any], stage: int) -> None:
             f"deepspeed.optimizer.type: DeepSpeed has not tested {name} under ZeRO stage {stage}; "
             "set deepspeed.zero_allow_untested_optimizer = true, or zero_optimization.stage = 0"
         )
+    is_offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+    if on_cpu and (optimizer.on_cpu == "never" or (optimizer.on_cpu == "offloaded" and not is_offloaded)):
+        way_out = ', set deepspeed.zero_optimization.offload_optimizer.device = "cpu"' if name.lower() == "lion" else ""
+        raise ValueError(
+            f"deepspeed.optimizer.type: DeepSpeed computes {name} on GPUs alone, found learner.num_gpus = 0; choose "
+            f"another type{way_out}, or set num_gpus"
+        )
+    if name.lower() == "muon" and stage == 3 and zero.get("reduce_scatter", True):
+        raise ValueError(
+            "deepspeed.zero_optimization.reduce_scatter: Muon with stage 3 needs whole gradients, found true (which it "
+            "is where it is left out); write false"
+        )
 
 
-def _check_schedule(table: Mapping[str, Any]) -> None:
+def _check_schedule(table: Mapping[str, Any], stage: int) -> None:
     scheduler = table.get("scheduler", {})
     if not scheduler:
         return
     name = scheduler.get("type")
     if name not in SCHEDULES:
         raise ValueError(f"deepspeed.scheduler.type: expected one of {', '.join(SCHEDULES)}, found {name!r}")
+    if stage and not SCHEDULES[name].zero_knows:
+        ours = ", ".join(known for known, schedule in SCHEDULES.items() if schedule.zero_knows)
+        raise ValueError(
+            f"deepspeed.scheduler.type: torch's {name} refuses the optimiser of ZeRO stage {stage}; choose one of "
+            f"DeepSpeed's own ({ours}), or zero_optimization.stage = 0"
+        )
     missing = [key for key in SCHEDULES[name].required if key not in scheduler.get("params", {})]
     if missing:
         raise ValueError(f"deepspeed.scheduler.params.{missing[0]}: {name} has no default for it; write it")

@@ -52,7 +52,8 @@ def test_defaults_are_filled_in_and_the_users_words_win() -> None:
     ],
 )
 def test_rate_and_decay_hold_unless_the_table_names_them(optimizer: str, params: dict[str, object]) -> None:
-    table = table_of(f"{{optimizer={optimizer}, zero_allow_untested_optimizer=true}}")
+    offload = "zero_optimization={offload_optimizer={device='cpu'}}"  # Lion on CPUs needs it
+    table = table_of(f"{{optimizer={optimizer}, zero_allow_untested_optimizer=true, {offload}}}")
     assert table["optimizer"]["params"] == params
 
 
@@ -112,7 +113,8 @@ def test_a_rate_is_ours_until_the_table_names_one() -> None:
 )
 def test_a_schedule_peaks_at_the_learners_rate(scheduler: str, peak: tuple[str, float | None]) -> None:
     key, value = peak
-    assert table_of(f"{{scheduler={scheduler}}}")["scheduler"]["params"][key] == value
+    table = table_of(f"{{scheduler={scheduler}, zero_optimization={{stage=0}}}}")  # torch's own know no ZeRO
+    assert table["scheduler"]["params"][key] == value
 
 
 @pytest.mark.slow
@@ -139,7 +141,7 @@ def test_schedules_are_those_of_deepspeed_and_torch() -> None:
 
 
 def test_the_length_of_a_schedule_is_the_runs() -> None:
-    settings = ["learner.num_epochs=2", "learner.num_minibatches=3"]
+    settings = ["learner.num_epochs=2", "learner.num_minibatches=3", "learner.deepspeed.zero_optimization.stage=0"]
     for name, key in (
         ("WarmupDecayLR", "total_num_steps"),
         ("WarmupCosineLR", "total_num_steps"),
@@ -153,7 +155,7 @@ def test_the_length_of_a_schedule_is_the_runs() -> None:
             ConfigError, match=rf"scheduler.params.{key}: {name} needs .* leave open; write it, at most 42"
         ):
             with_schedule_length(config, 7, is_bound=True)
-        own = load_config([], [f"learner.deepspeed.scheduler={{type='{name}', params={{{key}=9}}}}"])
+        own = load_config([], [f"learner.deepspeed.scheduler={{type='{name}', params={{{key}=9}}}}", *settings])
         assert with_schedule_length(own, 7, is_bound=True) is own
     for text in ("{}", "{scheduler={type='WarmupLR'}}"):
         config = load_config([], [f"learner.deepspeed={text}"])
@@ -203,6 +205,13 @@ def test_auto_is_what_dig_rl_fills_in() -> None:
         ("{scheduler={type='OneCycle'}}", "scheduler.params.cycle_min_lr: OneCycle has no default"),
         ("{zero_optimization={stage=4}}", "stage: expected 0, 1, 2 or 3, found 4"),
         ("{zero_optimization={overlap_comm=true}}", "overlap_comm: works from stage 2 on, found stage 1"),
+        (
+            "{scheduler={type='CosineAnnealingLR'}}",
+            "torch's CosineAnnealingLR refuses .* ZeRO stage 1; .*WarmupCosineLR",
+        ),
+        ("{optimizer={type='Lion'}}", "computes Lion on GPUs alone, .*offload_optimizer.device"),
+        ("{optimizer={type='Lamb'}, zero_optimization={stage=0}}", "computes Lamb on GPUs alone, found .*num_gpus = 0"),
+        ("{optimizer={type='Muon'}, zero_optimization={stage=3}}", "reduce_scatter: Muon with stage 3 .*write false"),
         ("{gradient_accumulation_steps=4}", "gradient_accumulation_steps: .* remove the key"),
         ("{train_batch_size=64}", "train_batch_size: how many passes .* learner.num_minibatches"),
     ],

@@ -23,18 +23,13 @@ class Updates:
         self._made += is_made
         self._skipped += not is_made
         norm = engine.get_global_grad_norm()
-        if norm is not None and (is_made or not _finds_its_scale(engine)):
+        if norm is not None:  # infinite where the step was skipped, and told
             self._norms.append(float(norm))
 
     def figures(self) -> dict[str, float]:
         """Keys as in `dig_rl.metrics`."""
         norm = {"learner/grad_norm": float(np.mean(self._norms))} if self._norms else {}
         return {"learner/updates": float(self._made), "learner/skipped_updates": float(self._skipped)} | norm
-
-
-def _finds_its_scale(engine: Any) -> bool:
-    """Whether skipping steps is how a loss scale is found; anywhere else a skipped step's norm, infinite, is news."""
-    return engine.fp16_enabled() and engine.dynamic_loss_scale()
 
 
 def tell_norm_without_zero(engine: Any) -> None:
