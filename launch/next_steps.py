@@ -22,6 +22,8 @@ SMALL_POLICY = "nano/policy"
 ANY_STAGE = "curricula/any.toml"
 _TOKENS_OF_A_BOX = 10
 """Of an answer; twice what one box takes, as `SMALL_RUN` has it for four."""
+_CHARACTERS_OF_A_BOX = 32
+"""Of an answer; four integers, brackets and separators take 26 at most."""
 LONGEST_PROMPT_TOKENS = 88
 """The room that `SMALL_RUN` leaves for a prompt."""
 
@@ -116,7 +118,11 @@ def _fitting(folder: Path, examples: Sequence[Example]) -> dict[str, Any]:
         if not all(map(fits, examples)):
             settings["curriculum"] = ANY_STAGE
     most = max(example.num_differences for example in examples)
-    answer_tokens = min(most, small.reward.max_boxes) * _TOKENS_OF_A_BOX
+    if most > small.reward.max_boxes:
+        settings["reward.max_boxes"] = most
+    if most * _CHARACTERS_OF_A_BOX > small.reward.max_answer_characters:
+        settings["reward.max_answer_characters"] = most * _CHARACTERS_OF_A_BOX
+    answer_tokens = most * _TOKENS_OF_A_BOX
     if answer_tokens > small.rollout.max_completion_tokens:
         settings["rollout.max_completion_tokens"] = answer_tokens
         settings["rollout.max_model_len"] = answer_tokens + LONGEST_PROMPT_TOKENS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
 import subprocess
@@ -19,6 +20,7 @@ from dig_rl.datagen.recipe import load_recipe
 from dig_rl.errors import ConfigError
 from dig_rl.next_command import next_command
 from dig_rl.overrides import parse_override, split_overrides
+from dig_rl.parsing import parse_answer
 from launch import data, data_check, demo
 from launch.arguments import chosen_run, split_paths, split_words
 from launch.next_steps import after_data, after_not_finite, new_run, reward_settings, training_on, training_with
@@ -145,6 +147,28 @@ def test_pairs_of_any_kind_have_settings_that_fit(folder: Path) -> None:
     write_folder(folder / "later", [line_of("p0", split="validation")])
     assert options_of(after_data(folder / "later"))["--split"] == "validation"
     assert training_on(folder / "later") is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (32, []),
+        (33, ["reward.max_boxes=33"]),
+        (1000, ["reward.max_boxes=1000", "reward.max_answer_characters=32000"]),
+    ],
+)
+def test_the_right_answer_to_a_pair_of_many_changes_is_read_whole(
+    folder: Path, changes: int, expected: list[str]
+) -> None:
+    line = line_of("p0", num_differences=changes)
+    write_folder(folder / "data", [line | {"differences": line["differences"] * changes}])
+    settings = split_overrides(resolve(after_data(folder / "data"))["--set"])
+    tokens = [f"rollout.max_completion_tokens={10 * changes}", f"rollout.max_model_len={10 * changes + 88}"]
+    assert settings[1:] == ["curriculum=curricula/any.toml", *expected, *tokens]
+    config = load_config([ROOT / "launch/configs/demo.toml"], settings)
+    answer = json.dumps([[997, 998, 999, 1000]] * changes)
+    read = parse_answer(answer, config.reward, thinking=False, frame="norm1000", model_image_size_px=(48, 32))
+    assert read.status == "ok"
 
 
 def test_what_a_command_was_given_the_next_one_is_given_too(folder: Path) -> None:
