@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ def add_list(
     help_text: str,
     split: Callable[[str], list[Any]],
     metavar: str | None = None,
+    default: Sequence[Any] = (),
 ) -> None:
     """Add an option whose values add up, one a word or several in one: losing the first of two would be a trap.
 
@@ -46,9 +47,10 @@ def add_list(
         help_text: what its values are.
         split: tells the values of one word apart.
         metavar: stands for a value in the help.
+        default: values where the option is not given; given without a value, it has none.
     """
     kinds: dict[str, Any] = {"action": _ExtendBySplitting, "split": split}
-    parser.add_argument(option, nargs="*", default=[], help=help_text, metavar=metavar, **kinds)
+    parser.add_argument(option, nargs="*", default=list(default), help=help_text, metavar=metavar, **kinds)
 
 
 def split_words(text: str) -> list[str]:
@@ -112,4 +114,5 @@ class _ExtendBySplitting(argparse.Action):
         self, _parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, _option: str | None = None
     ) -> None:
         found = [part for value in values for part in self._split(value)]
-        setattr(namespace, self.dest, [*getattr(namespace, self.dest), *found])
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, found if before is self.default else [*before, *found])

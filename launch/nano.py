@@ -74,20 +74,19 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=WORK, help="families and checkpoints (default: %(default)s)")
     parser.add_argument("--data", type=Path, default=DATA, help="folder with a validation split (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=POLICY, help="policy to write (default: %(default)s)")
-    add_list(parser, "--seeds", "of GRPO, a run each (SEEDS=; default: 0)", split_numbers)
+    add_list(parser, "--seeds", "of GRPO, a run each (SEEDS=; default: 0)", split_numbers, default=[0])
     add_overrides(parser, "GRPO's settings")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="renderers (default: one a core)")
     arguments = parser.parse_args()
-    seeds = arguments.seeds or [0]
     recipe = build(NanoRecipe, read_toml(arguments.recipe), where=arguments.recipe)
     if (arguments.out / "config.json").exists():
         print(f"{arguments.out} is there already; remove it to train it anew", flush=True)
     else:
         _warm_up(recipe, arguments)
-    for seed in seeds:
+    for seed in arguments.seeds:
         _learn_from_reward(seed, arguments)
-    _draw_curves(arguments.runs_dir, seeds)
+    _draw_curves(arguments.runs_dir, arguments.seeds)
 
 
 def _warm_up(recipe: NanoRecipe, arguments: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from dig_rl.errors import ConfigError
 from dig_rl.overrides import override, parse_override, split_overrides
-from launch.arguments import add_settings, chosen_run, split_paths
+from launch.arguments import add_list, add_settings, chosen_run, split_numbers, split_paths
 
 
 def test_settings_given_twice_add_up() -> None:
@@ -19,6 +19,13 @@ def test_settings_given_twice_add_up() -> None:
     assert given.config == ["a.toml", "b.toml"]
     assert given.set == ["seed=1", "data.path=x"]
     assert parser.parse_args([]).set == []  # the default was not extended
+
+
+def test_a_list_has_its_default_where_it_is_not_given() -> None:
+    parser = argparse.ArgumentParser()
+    add_list(parser, "--seeds", "of runs", split_numbers, default=[0])
+    given = [["--seeds", "1 2", "--seeds", "3"], ["--seeds"], []]
+    assert [parser.parse_args(words).seeds for words in given] == [[1, 2, 3], [], [0]]
 
 
 @pytest.mark.parametrize(
