@@ -34,7 +34,9 @@ _SURE_OPENINGS = frozenset(f"[{following}" for following in '[]{"-0123456789')
 """Beginnings that need no look further ahead; where white space or a letter follows the bracket, some do."""
 _UNSURE_OPENINGS = frozenset(f"[{following}" for following in " \t\r\ntfnNI")
 _WHITE_SPACE = " \t\r\n"
-_END_OF_KEY = re.compile(r"""[\[\]{},:"']""")
+# Behind a brace: a quotation mark of either kind begins a key, or a colon ends one, whatever quotes stand in it.
+# "{red, blue}" is prose, and so are braces right around a list, as in "\boxed{[[...]]}".
+_KEY = re.compile(r"""[ \t\r\n]*+(?:["']|[^\[\]{},:"'][^\[\]{},:]*+:)""")
 _OUTSIDE_STRINGS = frozenset('0123456789+-.eE,:[]{}" \t\r\n' + "truefalsenullNaNInfinity")
 _NUMBERS = r"[0-9+\-.eE, \t\r\n]*+"
 # Most answers are one list of lists of numbers with no other bracket around it; nothing here backtracks.
@@ -161,7 +163,6 @@ def _last_array_span(answer: str) -> tuple[int, int]:
     if first is None:
         return 0, 0
     start = end = opened_at = depth = deepest = braces = outer_brace = 0
-    prose_brace = -1
     is_array = escaped = may_begin = False
     quote = ""
     for position, character in enumerate(answer[first.start() :], first.start()):
@@ -174,13 +175,8 @@ def _last_array_span(answer: str) -> tuple[int, int]:
                 pair = answer[position : position + 2]
                 if pair in _SURE_OPENINGS or (pair in _UNSURE_OPENINGS and _OPENING.match(answer, position)):
                     depth, deepest, braces, opened_at, is_array = 1, 1, 0, position, True
-                prose_brace = -1
-            elif character == "{":
-                prose_brace = position
-            elif prose_brace >= 0 and character in "]},:\"'":
-                if _begins_object(answer[prose_brace + 1 : position], character):
-                    depth, is_array, may_begin, quote = 1, False, True, "" if character == ":" else character
-                prose_brace = -1
+            elif character == "{" and _KEY.match(answer, position + 1):
+                depth, is_array, may_begin = 1, False, True
         elif not is_array:  # in an object: its braces count, and strings begin where a key or a value may stand
             if character in "{}":
                 depth += 1 if character == "{" else -1
@@ -205,17 +201,9 @@ def _last_array_span(answer: str) -> tuple[int, int]:
             quote = character
         elif character not in _OUTSIDE_STRINGS:
             start = end = depth = 0
-            key_end = _END_OF_KEY.search(answer, outer_brace + 1) if braces else None
-            if key_end and _begins_object(answer[outer_brace + 1 : key_end.start()], key_end[0]):
-                depth, is_array, may_begin, quote = braces, False, False, "'" if character == "'" else ""
+            key = _KEY.match(answer, outer_brace + 1) if braces else None
+            if key:
+                depth, is_array, may_begin = braces, False, False
+                quote = "'" if character == "'" and position >= key.end() - 1 else ""
     cut_off = depth > 0 and is_array
     return (0, 0) if cut_off else (start, end)
-
-
-def _begins_object(after_brace: str, character: str) -> bool:
-    r"""Whether a brace opens an object: a colon ends its bare key, or a quotation mark of either kind begins its key.
-
-    "{red, blue}" is prose, and so are braces right around a list, as in "\\boxed{[[...]]}".
-    """
-    key = after_brace.strip(_WHITE_SPACE)
-    return bool(key) if character == ":" else character in "\"'" and not key

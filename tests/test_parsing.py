@@ -135,6 +135,13 @@ LIST = "[[100, 200, 300, 400]]"
         ('[{"boxes": ', "}]", "malformed"),
         ("[{'boxes': ", "}]", "malformed"),
         ("[{boxes: ", "}]", "malformed"),
+        # ... wherever the quotes stand, as in JSON that was written as a string.
+        ('{\\"boxes\\": ', "}", "malformed"),
+        ('[{\\"boxes\\": ', "}]", "malformed"),
+        ('{the "boxes": ', "}", "malformed"),
+        ('[{the "boxes": ', "}]", "malformed"),
+        ("{the cube's boxes: ", "}", "malformed"),
+        ("[{1's: ", "}]", "malformed"),
         # ... however broken the object is.
         ('{"boxes": ', "", "malformed"),
         ("{'boxes': ", "", "malformed"),
@@ -155,6 +162,8 @@ LIST = "[[100, 200, 300, 400]]"
         ("the set {red: 1, blue: 2}: ", "", "ok"),
         ("{note: it's the cube} ", "", "ok"),
         ("{'it': 'the cube'} ", "", "ok"),
+        ('the set {\\"red\\", the "blue"}: ', "", "ok"),
+        ('{\\"it\\": 1} ', "", "ok"),
         ("{}: ", "", "ok"),
         ("a frown :{ and ", "", "ok"),
         ("[1, {red, blue}: ", "", "ok"),
