@@ -41,6 +41,9 @@ def main() -> None:
     add_settings(parser)
     parser.add_argument("--out", type=Path, help="folder for results (OUT=; default: runs/suites/<checkpoint>)")
     options = parser.parse_args(sys.argv[1:] or ["--help"])
+    port = port_of(options.url, "URL")
+    if options.judge_url:
+        port_of(options.judge_url, "JUDGE_URL")
     config, _ = load_checkpoint_config(options.checkpoint, options.config, options.set)
     covered, missing = choose_suites(options.only, options.tool)
     max_tokens = options.max_tokens or longest_answer(config)
@@ -62,7 +65,6 @@ def main() -> None:
         print(f"{suite.name}: {options.tool} has no such task; TOOL=vlmevalkit does")
     if judge is None:
         print("answers are read by exact matching; papers often let a model read them: JUDGE= and JUDGE_URL=")
-    port = urlparse(options.url).port
     serve = next_command("serve", CHECKPOINT=options.checkpoint, PORT=port, CONFIG=options.config, SET=options.set)
     print(f"with the server running ({serve}):\n\n{run}\n", flush=True)
     if options.execute:
@@ -80,6 +82,22 @@ def main() -> None:
     write_durably(out / "suites.md", head + table + left_out)
     print(table)
     print(f"written to {out / 'suites.md'}; figures of the paper are theirs, measured with their settings")
+
+
+def port_of(url: str, variable: str) -> int | None:
+    """The port that an address names, if any.
+
+    Raises:
+        ConfigError: it is none of a server.
+    """
+    try:
+        found = urlparse(url)
+        port = found.port
+    except ValueError:  # a port that is no number or too large, or brackets that hold no address
+        found, port = None, None
+    if found is None or found.scheme not in ("http", "https") or not found.hostname:
+        raise ConfigError(f"{variable}: expected http://host:port/v1, found {url}")
+    return port
 
 
 def longest_answer(config: Config) -> int:

@@ -23,6 +23,7 @@ from dig_rl.evaluation.suite_results import collect_results, results_table
 from dig_rl.evaluation.suites import PAPER_MODELS, SEVEN, SUITES, Judge, ToolCall, choose_suites, lmms_eval_run
 from dig_rl.evaluation.suites import vlmevalkit_run as vlmevalkit
 from dig_rl.vllm_options import SERVED_NAME, serve_command
+from launch.suites import port_of
 from tests.tiny import ROOT
 
 URL = "http://127.0.0.1:8000/v1"
@@ -285,6 +286,21 @@ def policy_folder(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["http://h:80000/v1", "http://h:abc/v1", "http://[::1/v1", "127.0.0.1:8000/v1", "localhost:8000", "http:///v1", ""],
+)
+def test_an_address_of_no_server_is_told_in_one_message(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        port_of(url, "URL")
+    assert str(caught.value) == f"URL: expected http://host:port/v1, found {url}"
+
+
+def test_the_port_of_a_server_may_be_left_out() -> None:
+    urls = [URL, "https://h/v1", "http://[::1]:81/v1"]
+    assert [port_of(url, "URL") for url in urls] == [8000, None, 81]
+
+
 def test_make_suites_prints_and_collects(tmp_path: Path) -> None:
     seven(tmp_path / "out")
     broken = write_csv(tmp_path / "out", "MMStar_acc", '"Overall"\n"62"\n')
@@ -300,6 +316,8 @@ def test_make_suites_prints_and_collects(tmp_path: Path) -> None:
     done = suites("--checkpoint", str(policy), *settings, "--execute")
     assert done.returncode == 1
     assert f"error: no VLMEvalKit at {tmp_path}: expected its clone with run.py" in done.stderr
+    mistyped = suites("--checkpoint", str(policy), "--judge-url", "h:1", "--judge", "j")
+    assert mistyped.stderr.strip() == "error: JUDGE_URL: expected http://host:port/v1, found h:1"
     thinking = suites("--checkpoint", str(policy), "--set", "policy.thinking=true", "rollout.max_model_len=8192")
     assert "answers of 16384 tokens do not fit a server of rollout.max_model_len = 8192" in thinking.stderr
 
