@@ -95,6 +95,7 @@ def row(box: str = "9,5,20,20", name: str = NAME) -> str:
 
 
 GOOD = row(name=FEW[3].name)
+LABELLED = "file,x1,y1,x2,y2,label"
 UNCHANGED = {"file": FEW[3].name, "boxes": []}
 BAD_ROWS: list[tuple[str, Callable[[Path], Any], str, str]] = [
     (
@@ -111,6 +112,14 @@ BAD_ROWS: list[tuple[str, Callable[[Path], Any], str, str]] = [
     ("negative", csv_of(GOOD, row("-9,5,20,20")), r"box \[-9.0, 5.0.*expected 0 <= x_min", "bad_box"),
     ("outside", csv_of(GOOD, row("9,5,120,20")), "x_max <= 96", "bad_box"),
     ("no area", csv_of(GOOD, row("9,5,9,20")), "x_min < x_max", "bad_box"),
+    ("commas", csv_of(GOOD, row("9,5,5,5,20,5,20,5")), "line 3: expected 5 cells, found 9; quote a cell", "bad_row"),
+    ("comma in a label", csv_of(f"{GOOD},,", f"{row()},red, big", header=LABELLED), "6 cells, found 7", "bad_row"),
+    (
+        "one picture",
+        csv_of(f"a/{FEW[3].name},b/{FEW[3].name},9,5,20,20", f"a/{NAME},a/{NAME},9,5,20,20", header="a,b,x1,y1,x2,y2"),
+        "line 3: expected two pictures, found .*a/Küche 00.JPG as both",
+        "one_picture",
+    ),
     ("no name", csv_of(GOOD, row(name="")), "line 3: expected the names of two pictures", "bad_names"),
     ("absent", csv_of(GOOD, row(name="x.jpg")), "image x.jpg does not exist in .*a", "missing_image"),
     (
@@ -146,6 +155,18 @@ BAD_ROWS: list[tuple[str, Callable[[Path], Any], str, str]] = [
         "duplicate",
     ),
     (
+        "rows and a list",
+        jsonl_of(UNCHANGED, {"file": NAME, "box": [9, 5, 20, 20]}, {"file": NAME, "boxes": []}),
+        "line 3: the pair Küche 00.JPG was there before",
+        "duplicate",
+    ),
+    (
+        "endless integer",
+        jsonl_of(UNCHANGED, {"file": NAME, "boxes": [[1, 2, 3, 10**400]]}),
+        "line 2: expected a box of four finite numbers",
+        "bad_box",
+    ),
+    (
         "boxes of text",
         jsonl_of(UNCHANGED, {"file": NAME, "boxes": "9 5"}),
         "expected a list of at most",
@@ -173,6 +194,22 @@ def test_an_unusable_pair_stops_the_import_or_is_counted(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["own"]
     summary, _notes = import_own_pairs(own, tmp_path / "out", skip_bad=True, **options)
     assert set(summary.skipped) == {reason} and summary.num_pairs >= 1
+
+
+@pytest.mark.parametrize("size", [[-9, 10**30], [0, 96], [64, 10**400]])
+def test_run_lengths_of_no_possible_size(own: Path, tmp_path: Path, size: list[int]) -> None:
+    images = [{"id": index, "file_name": pair.name} for index, pair in enumerate(FEW)]
+    shape = {"segmentation": {"size": size, "counts": [5, 3]}}
+    contents = {"images": images, "annotations": [{"id": 1, "image_id": 1, **shape}], "categories": [{"id": [1]}]}
+    (own / "t.json").write_text(json.dumps(contents))
+    with pytest.raises(DataError, match=r"t.json, annotation 0: expected a bbox, or a segmentation"):
+        import_own_pairs(own, tmp_path / "out")
+
+
+def test_columns_of_a_box_in_each_picture_are_not_pictures(own: Path, tmp_path: Path) -> None:
+    csv_of(f'{NAME},{NAME},"9,5,20,20","9,5,20,20"', header="image_a,image_b,box_a,bbox_b")(own)
+    with pytest.raises(DataError, match="no columns hold a box; found image_a, image_b, box_a, bbox_b"):
+        import_own_pairs(own, tmp_path / "out")
 
 
 def test_many_faults_of_one_kind_are_one_message(tmp_path: Path) -> None:
@@ -227,7 +264,7 @@ DOTS[::2, ::2] = 255
             lambda masks: Image.new("L", (9, 9)).save(masks / "Küche 00.png"),
             "is 9x9, its picture 96x64",
         ),
-        (lambda masks: Image.new("RGB", (96, 64), "red").save(masks / "Küche 00.png"), "expected one channel"),
+        (lambda masks: Image.new("RGBA", (96, 64)).save(masks / "Küche 00.png"), "mask Küche 00.png is transparent"),
         (lambda masks: (masks / "Küche 00.png").rename(masks / "Küche 00.jpg"), "expected a PNG, a lossy file"),
         (
             lambda masks: Image.fromarray(DOTS).save(masks / "Küche 00.png"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ from pycocotools import mask as coco_masks
 from dig_rl.errors import DataError
 from dig_rl.exchange.pair_labels import (
     FILE_COLUMNS,
+    SIDES,
     LabelledBox,
     LabelledPair,
     LabelTable,
@@ -28,8 +29,9 @@ from dig_rl.exchange.published import MAX_BOXES, EntryError, short
 def read_coco_pairs(path: Path, contents: Mapping[str, Any]) -> LabelTable:
     """Pairs of a COCO file; an image without annotations is a pair without a change.
 
-    An image whose `file_name` begins with `a/` or `b/`, or which has `pair_id` and `side` as in our own export, is one
-    picture of a pair: its boxes belong to that side. `difference_id` joins the boxes of one change in both.
+    An image whose `file_name` begins with a side's folder, as `a/` or `Before/`, or which has `pair_id` and `side` as
+    in our own export, is one picture of a pair: its boxes belong to that side. `difference_id` joins the boxes of one
+    change in both.
 
     Raises:
         DataError: it is not COCO's layout.
@@ -39,9 +41,9 @@ def read_coco_pairs(path: Path, contents: Mapping[str, Any]) -> LabelTable:
         raise DataError(f"{path}: expected lists of objects as images and annotations")
     categories = contents.get("categories")
     labels = {
-        item.get("id"): str(item.get("name", ""))
+        _id(item["id"]): str(item.get("name", ""))
         for item in (categories if isinstance(categories, list) else ())
-        if isinstance(item, dict)
+        if isinstance(item, dict) and "id" in item
     }
     of_image: dict[Any, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
     for number, annotation in enumerate(annotations):
@@ -75,7 +77,7 @@ def _pair_of(
     name_a, name_b, name = (first_present(values, FILE_COLUMNS[what]) for what in ("a", "b", "file"))
     size = (image.get("width"), image.get("height"))
     size_px = size if all(type(edge) is int for edge in size) else None
-    common: dict[str, Any] = {"size_px": size_px}
+    common: dict[str, Any] = {"sizes_px": (size_px, size_px)}
     side = _side(values, name)
     try:
         named = [name_a, name_b] if name_a and name_b else [name]
@@ -96,9 +98,9 @@ def _pair_of(
 
 
 def _side(values: Mapping[str, Any], name: Any) -> Literal["a", "b"] | None:
-    said = values.get("side") if values.get("pair_id") else PurePosixPath(str(name)).parts[:1]
-    found = said[0] if isinstance(said, tuple) and said else said
-    return "a" if found == "a" else "b" if found == "b" else None
+    first, _, within = str(name).partition("/")
+    said = str(values.get("side") if values.get("pair_id") else within and first).lower()
+    return "a" if said in SIDES[0] else "b" if said in SIDES[1] else None
 
 
 def _box(
@@ -122,13 +124,15 @@ def _extent(outline: Any, image: Mapping[str, Any], where: str) -> list[float]:
     try:
         if isinstance(outline, dict):
             height, width = outline["size"]
+            if int(height) < 1 or int(width) < 1:  # pycocotools divides by it, and the process ends
+                raise ValueError
             runs = outline
             if isinstance(outline["counts"], list):
                 runs = coco_masks.frPyObjects(outline, int(height), int(width))
             return [float(value) for value in coco_masks.toBbox(runs)]
         points = np.concatenate([np.array(polygon, dtype=np.float64).reshape(-1, 2) for polygon in outline])
         return [*points.min(axis=0).tolist(), *(points.max(axis=0) - points.min(axis=0)).tolist()]
-    except (TypeError, ValueError, KeyError, AttributeError, IndexError):
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError):
         found = short(outline)
         raise EntryError(
             where, f"expected a bbox, or a segmentation to take it from, found {found}", "bad_box"
@@ -140,9 +144,8 @@ def _merged(pairs: list[LabelledPair]) -> LabelledPair:
     first = pairs[0]
     if len(pairs) == 1 and (first.file is not None or (first.image_a and first.image_b)):
         return first
-    if len(pairs) == 1 and first.names[0 if first.image_a else 1].startswith(("a/", "b/")):
-        name = first.names[0 if first.image_a else 1].partition("/")[2]
-        return replace(first, file=name, image_a=None, image_b=None)
+    if len(pairs) == 1 and _side({}, name := first.image_a or first.image_b or ""):
+        return replace(first, file=name.partition("/")[2], image_a=None, image_b=None)
     sides = {side: [pair for pair in pairs if getattr(pair, f"image_{side}")] for side in ("a", "b")}
     fault = next((pair.fault for pair in pairs if pair.fault), None)
     if len(pairs) != 2 or len(sides["a"]) != 1 or len(sides["b"]) != 1:
@@ -156,6 +159,6 @@ def _merged(pairs: list[LabelledPair]) -> LabelledPair:
         image_b=side_b.image_b,
         boxes=side_a.boxes + side_b.boxes,
         split=first.split,
-        size_px=first.size_px,
+        sizes_px=(side_a.sizes_px[0], side_b.sizes_px[1]),
         fault=fault,
     )

@@ -22,7 +22,7 @@ from dig_rl.exchange.pair_box_format import choose_format
 from dig_rl.exchange.pair_labels import LabelledBox, LabelledPair
 from dig_rl.exchange.pair_sources import OwnPairs, find_pairs, pictures_of
 from dig_rl.exchange.picture_folders import PairFolder
-from dig_rl.exchange.pictures import PictureFrame, picture_frame, read_mask
+from dig_rl.exchange.pictures import PictureFrame, picture_frame, read_change_mask
 from dig_rl.exchange.published import MAX_BOXES, EntryError, SourceDifference, SourcePair
 from dig_rl.image_files import folders_outside
 
@@ -116,15 +116,23 @@ def _source_pair(
     if labels.mask is not None:
         boxes = [LabelledBox(box) for box in _mask_boxes(folder.mask(labels.mask, labels.where), frame, labels.where)]
     else:
-        boxes = [_in_px(box, box_format, frame, labels) for box in labels.boxes]
+        has_b = any(box.side == "b" for box in labels.boxes)
+        frames = (frame, picture_frame(image_b, labels.where) if has_b else frame)
+        boxes = [_in_px(box, box_format, frames, labels) for box in labels.boxes]
+    if boxes and image_a.samefile(image_b):
+        raise EntryError(labels.where, f"expected two pictures, found {image_a} as both, and a change", "one_picture")
     split = labels.split or split_by_name(labels.names_within_sides[0], shares)
     return SourcePair(pair_id, image_a, image_b, split, _differences(boxes), labels.where)
 
 
-def _in_px(box: LabelledBox, box_format: BoxFormat | None, frame: PictureFrame, labels: LabelledPair) -> LabelledBox:
+def _in_px(
+    box: LabelledBox, box_format: BoxFormat | None, frames: Sequence[PictureFrame], labels: LabelledPair
+) -> LabelledBox:
     """Boxes are in the picture as it is seen; only a file that declares the stored size means the stored pixels."""
     assert box_format is not None
-    is_stored = labels.size_px == frame.stored_size_px != frame.size_px
+    side = 1 if box.side == "b" else 0
+    frame = frames[side]
+    is_stored = labels.sizes_px[side] == frame.stored_size_px != frame.size_px
     size = frame.stored_size_px if is_stored else frame.size_px
     box_px = to_px(np.array([box.values]), box_format, size)
     if is_stored:
@@ -137,7 +145,7 @@ def _mask_boxes(path: Path, frame: PictureFrame, where: str) -> list[tuple[float
     """Boxes, xyxy in pixels, of what is set and touches, corners included."""
     if path.suffix.lower() in (".jpg", ".jpeg"):
         raise EntryError(where, f"mask {path.name}: expected a PNG, a lossy file has stray values", "bad_mask")
-    mask = read_mask(path, where)
+    mask = read_change_mask(path, where)
     if mask.shape[::-1] != frame.size_px:
         sizes = f"{mask.shape[1]}x{mask.shape[0]}, its picture {frame.size_px[0]}x{frame.size_px[1]}"
         raise EntryError(where, f"mask {path.name} is {sizes}", "sizes_differ")
@@ -152,11 +160,14 @@ def _mask_boxes(path: Path, frame: PictureFrame, where: str) -> list[tuple[float
 
 
 def _differences(boxes: Sequence[LabelledBox]) -> list[SourceDifference]:
-    """One change a box, or the boxes that say they are one."""
+    """One change a box, or the box in each picture that say they are one."""
     changes: dict[Any, list[LabelledBox]] = defaultdict(list)
     for place, box in enumerate(boxes):
         changes[("joined", box.change) if box.change is not None and box.side else place].append(box)
-    return [_difference(same) for same in changes.values()]
+    groups = [
+        [same] if len(same) == len({box.side for box in same}) else [[box] for box in same] for same in changes.values()
+    ]
+    return [_difference(group) for same in groups for group in same]
 
 
 def _difference(boxes: Sequence[LabelledBox]) -> SourceDifference:

@@ -14,16 +14,20 @@ from dig_rl.data import Kind, Split
 from dig_rl.exchange.published import EntryError, short
 
 BoxForm = Literal["xyxy", "xywh"]
+Size = tuple[int, int]
 
 SIDES = (("a", "before"), ("b", "after"))
 """Names of the two folders of pictures, in any case."""
 
 FILE_COLUMNS: dict[str, tuple[str, ...]] = {
-    "file": ("file", "file_name", "filename", "name", "image", "picture"),
+    "file": ("file", "file_name", "filename", "image", "picture", "name"),
     "a": ("a", "image_a", "file_a", "path_a", "before", "image_before", "reference", "image1", "image_1"),
     "b": ("b", "image_b", "file_b", "path_b", "after", "image_after", "changed", "image2", "image_2"),
 }
-"""Names of columns and keys: one name of a picture that lies in a/ and in b/, or the two pictures."""
+"""Names of columns and keys: one name of a picture that lies in a/ and in b/, or the two pictures.
+
+The first that is there counts: beside an `image`, `name` is the name of a class.
+"""
 BOX_COLUMNS: tuple[tuple[BoxForm, tuple[str, str, str, str]], ...] = (
     ("xyxy", ("x1", "y1", "x2", "y2")),
     ("xyxy", ("x_min", "y_min", "x_max", "y_max")),
@@ -60,6 +64,7 @@ SPLITS: dict[str, Split] = {
     "dev": "validation",
     "test": "test",
 }
+_BOX_PREFIXED = {name for _form, names in BOX_COLUMNS for name in names} | set(OTHER_COLUMNS["label"])
 _KIND_OF_LABEL = {label: kind for kind, labels in KINDS.items() for label in labels}
 
 
@@ -94,8 +99,8 @@ class LabelledPair:
     mask: str | None = None
     """Name of a change mask, in place of boxes."""
     split: Split | None = None
-    size_px: tuple[int, int] | None = None
-    """(width, height) that the file declares."""
+    sizes_px: tuple[Size | None, Size | None] = (None, None)
+    """(width, height) that the file declares of each picture."""
     fault: EntryError | None = None
     """Why the pair is unusable."""
 
@@ -136,7 +141,8 @@ def _within_side(name: str, side: Sequence[str]) -> str:
 def column_name(text: str) -> str:
     """A column's name in any case, with spaces, hyphens or a `box_` before it, as the tables above have it."""
     name = re.sub(r"[\s-]+", "_", unicodedata.normalize("NFKC", text).strip().lower())
-    return re.sub(r"^b?box_(?=[a-z])", "", name)
+    rest = re.sub(r"^b?box_", "", name)
+    return rest if rest in _BOX_PREFIXED else name
 
 
 def first_present(values: Mapping[str, Any], names: Iterable[str]) -> Any:
@@ -170,7 +176,10 @@ def _number(value: Any, decimal_comma: bool) -> float:
         if decimal_comma and re.fullmatch(r"[+-]?\d+,\d+", text):
             text = text.replace(",", ".")
         return float(text) if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text) else math.nan
-    return float(value) if type(value) in (int, float) else math.nan
+    try:
+        return float(value) if type(value) in (int, float) else math.nan
+    except OverflowError:  # an integer beyond all floats
+        return math.inf
 
 
 def split_named(value: Any, where: str) -> Split | None:
@@ -185,9 +194,9 @@ def split_named(value: Any, where: str) -> Split | None:
 
 def joined(pairs: Iterable[LabelledPair]) -> list[LabelledPair]:
     """Rows about the same two pictures as one pair, in the order of the first rows."""
-    rows: dict[tuple[str, str], list[LabelledPair]] = {}
+    rows: dict[Any, list[LabelledPair]] = {}
     for pair in pairs:
-        rows.setdefault(pair.names, []).append(pair)
+        rows.setdefault(pair.names if all(pair.names) else pair.where, []).append(pair)
     return [_joined(same) for same in rows.values()]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dig_rl.errors import DataError
-from dig_rl.exchange.pair_labels import LabelledPair, LabelTable
+from dig_rl.exchange.pair_labels import LabelledBox, LabelledPair, LabelTable
 from dig_rl.exchange.pair_tables import is_table, read_table
 from dig_rl.exchange.picture_folders import MASKS, PairFolder, PictureFolder
 from dig_rl.exchange.published import EntryError
@@ -53,9 +53,14 @@ def _find_pairs(source: Path) -> OwnPairs:
     side = folder.sides[0]
     named = {path for pair in table.pairs if side and pair.file and (path := side.find(pair.file))}
     not_named = len(side.names) - len(named) if side and named else 0
-    labels = [replace(pair, boxes=tuple(dict.fromkeys(pair.boxes))) for pair in table.pairs]
+    labels = [replace(pair, boxes=_distinct(pair.boxes)) for pair in table.pairs]
     num_repeated = sum(len(pair.boxes) for pair in table.pairs) - sum(len(pair.boxes) for pair in labels)
     return OwnPairs(folder, labels, table, source, not_named, num_repeated)
+
+
+def _distinct(boxes: Sequence[LabelledBox]) -> tuple[LabelledBox, ...]:
+    """The first of each box; `Added` says the same as `added`."""
+    return tuple({(box.values, box.kind, box.side, box.change): box for box in reversed(boxes)}.values())[::-1]
 
 
 def _only_source(folder: Path) -> Path:

@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,11 @@ def _rows(
             continue
         where = f"{path}, line {rows.line_num}"
         values = dict(zip(header, (cell.strip() for cell in row), strict=False))
-        yield _pair(values, where, partial(_row_box, values, where, form, box_names, decimal_comma=decimal_comma))
+        pair = _pair(values, where, partial(_row_box, values, where, form, box_names, decimal_comma=decimal_comma))
+        if any(cell.strip() for cell in row[len(header) :]):
+            problem = f"expected {len(header)} cells, found {len(row)}; quote a cell that holds the separator"
+            pair = replace(pair, fault=EntryError(where, problem, "bad_row"))
+        yield pair
 
 
 def _row_box(
@@ -206,8 +211,8 @@ def _json(path: Path, text: bytes, what: str) -> Any:
 
 
 def _from_objects(path: Path, items: Sequence[tuple[str, Any]]) -> LabelTable:
-    """Pairs of objects with keys as the columns of a table have, and a list `boxes`."""
-    pairs, forms, seen = [], set[BoxForm | None](), dict[tuple[str, str], str]()
+    """Pairs of objects with keys as the columns of a table have, and a list `boxes`; without it, as rows of a table."""
+    pairs, forms, seen = [], set[BoxForm | None](), dict[tuple[str, str], tuple[str, bool]]()
     for where, item in items:
         if not isinstance(item, dict):
             raise DataError(f"{where}: expected an object, one pair a line, found {short(item)}")
@@ -217,15 +222,16 @@ def _from_objects(path: Path, items: Sequence[tuple[str, Any]]) -> LabelTable:
             raise DataError(
                 f"{where}: no key names the pictures; found {', '.join(values)}; expected {accepted_columns()}"
             )
-        first = seen.setdefault(pair.names, where)
-        if first != where and pair.fault is None:
+        is_whole = "boxes" in values
+        first, was_whole = seen.setdefault(pair.names, (where, is_whole))
+        if first != where and (is_whole or was_whole) and pair.fault is None:
             error = EntryError(where, f"the pair {pair.names[0]} was there before, in {first}", "duplicate")
             pair = LabelledPair(where, pair.file, pair.image_a, pair.image_b, fault=error)
         pairs.append(pair)
     if len(forms) > 1:
         raise DataError(f"{path}: some boxes are lists or have keys of another form than others; write all in one way")
     form = next(iter(forms), None)
-    return LabelTable(pairs, form, f"keys of {form} boxes" if form else "lists of four numbers")
+    return LabelTable(joined(pairs), form, f"keys of {form} boxes" if form else "lists of four numbers")
 
 
 def _object_boxes(values: Mapping[str, Any], where: str, forms: set[BoxForm | None]) -> tuple[LabelledBox, ...]:
@@ -237,6 +243,8 @@ def _object_boxes(values: Mapping[str, Any], where: str, forms: set[BoxForm | No
         form, names = _box_columns(list(values))
         if not names:
             raise EntryError(where, f"expected a key boxes, found {', '.join(values)}", "missing_labels")
+        if all(values[name] in (None, "") for name in names):
+            return ()  # a pair without a change, like a row with empty cells
         listed = [values]
     if not isinstance(listed, list) or len(listed) > MAX_BOXES:
         raise EntryError(where, f"expected a list of at most {MAX_BOXES} boxes, found {short(listed)}", "bad_labels")

@@ -105,20 +105,26 @@ class PairFolder:
         return found[0], found[1]
 
     def one(self, name: str, side: int, where: str) -> Path:
-        """A picture by its own name: absolute, relative to the folder, or else to its side's folder."""
+        """A picture by its own name: absolute, relative to the folder, or to its side's folder.
+
+        A name without a folder is its side's first: a file of that name beside `a/` and `b/` is not meant.
+        """
         if PurePosixPath(name).is_absolute():
             return self._checked(Path(name), name, where)
         folder = self.sides[side]
-        if _is_file(self.path / name) or folder is None or leads_out(name):
+        if folder is None or leads_out(name):
             return self._checked(self.path / name, name, where)
-        return self._found(folder, name, where)
+        is_beside = _is_file(self.path / name) and ("/" in name or folder.find(name) is None)
+        return self._checked(self.path / name, name, where) if is_beside else self._found(folder, name, where)
 
     def mask(self, name: str, where: str) -> Path:
-        """A mask by its own name, or by the name of its picture."""
-        if not PurePosixPath(name).is_absolute() and not leads_out(name) and not _is_file(self.path / name):
-            if self.masks is None:
-                raise EntryError(where, f"mask {name} does not exist in {self.path}", "missing_mask")
+        """A mask by its own name, or by the name of its picture; in `masks/` first."""
+        if PurePosixPath(name).is_absolute() or leads_out(name):
+            return self._checked(self.path / name, name, where)
+        if self.masks is not None and (self.masks.find(name) or not _is_file(self.path / name)):
             return self._found(self.masks, name, where, "mask")
+        if not _is_file(self.path / name):
+            raise EntryError(where, f"mask {name} does not exist in {self.path}", "missing_mask")
         return self._checked(self.path / name, name, where)
 
     def _found(self, folder: PictureFolder, name: str, where: str, what: str = "image") -> Path:

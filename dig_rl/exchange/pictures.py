@@ -69,6 +69,19 @@ def read_mask(path: Path, where: str) -> np.ndarray:
     return turn_upright(mask, turning_tag(image))
 
 
+def read_change_mask(path: Path, where: str) -> np.ndarray:
+    """Decode a mask as `[H, W]`, true where a colour is not black, upright.
+
+    Editors and `convert("P")` store black and white as a palette whose numbers say nothing, or as RGB.
+    """
+    image = _decode(path, where, is_mask=True)
+    if len(image.getbands()) == 1 and image.mode != "P":
+        return turn_upright(np.asarray(image) != 0, turning_tag(image))
+    if problem := transparency_problem(image):
+        raise EntryError(where, f"mask {path.name} {problem}", "bad_mask")
+    return turn_upright(np.asarray(rgb_of(image)).max(axis=2) != 0, turning_tag(image))
+
+
 def picture_size(path: Path, where: str) -> tuple[int, int]:
     """(width, height) of a picture as `read_picture` gives it, from its header."""
     return picture_frame(path, where).size_px
