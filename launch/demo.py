@@ -19,7 +19,9 @@ from launch.terminal import end_with_message, run_part
 CONFIG = "launch/configs/demo.toml"
 UNSEEN_CONFIG = "launch/configs/data/unseen.toml"
 UNSEEN = "data/unseen"
+UNSEEN_SPLIT = "test"
 RUN = "demo"
+BEFORE, AFTER = (Path("runs", RUN, "heldout", f"predictions_{moment}.jsonl") for moment in ("before", "after"))
 
 NEXT = """
 What to try next:
@@ -38,13 +40,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     add_overrides(parser)
     arguments = parser.parse_args()
-    load_config([CONFIG], arguments.set)  # a mistake ends the demo before anything is drawn
+    config = load_config([CONFIG], arguments.set)  # a mistake ends the demo before anything is drawn
     _make_writable("runs")
     summary = read_summary(Path("runs", RUN))
     if summary is not None and summary["status"] == "finished":
         print(f"the last demo is kept as {move_aside('runs', RUN)}")
     started = time.monotonic()
-    for title, command in _parts(arguments.set):
+    for title, command in _parts(arguments.set, config.data.heldout_split):
+        if command[0] == "launch.compare" and not BEFORE.exists():
+            print(f"\n== {title} Left out: this run answered no held-out pairs (data.heldout_split)", flush=True)
+            continue
         print(f"\n== {title}", flush=True)
         if code := run_part(*command):
             sys.exit(code)
@@ -52,10 +57,10 @@ def main() -> None:
     print(f"\ndone in {(time.monotonic() - started) / 60:.1f} minutes")
 
 
-def _parts(overrides: list[str]) -> list[tuple[str, list[str]]]:
+def _parts(overrides: list[str], heldout_split: str | None) -> list[tuple[str, list[str]]]:
     settings = ["--config", CONFIG, *(["--set", *overrides] if overrides else [])]
     run = Path("runs", RUN)
-    before, after = (str(run / "heldout" / f"predictions_{moment}.jsonl") for moment in ("before", "after"))
+    split = [] if heldout_split == UNSEEN_SPLIT else ["--split", UNSEEN_SPLIT]  # else it is that of the run
     return [
         ("1/4 new pairs, drawn by Blender", ["launch.data", "--config", UNSEEN_CONFIG, "--out", UNSEEN]),
         (
@@ -64,11 +69,11 @@ def _parts(overrides: list[str]) -> list[tuple[str, list[str]]]:
         ),
         (
             "3/4 the same held-out pairs before (A) and after (B): is it better?",
-            ["launch.compare", "--a", before, "--b", after, "--out", str(run / "comparison")],
+            ["launch.compare", "--a", str(BEFORE), "--b", str(AFTER), "--out", str(run / "comparison")],
         ),
         (
             "4/4 the trained policy on the pairs of part 1",
-            ["launch.evaluate", "--checkpoint", str(run), "--data", UNSEEN, "--out", str(run / "unseen")],
+            ["launch.evaluate", "--checkpoint", str(run), "--data", UNSEEN, *split, "--out", str(run / "unseen")],
         ),
     ]
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from dig_rl.datagen.recipe import load_recipe
 from launch import demo
 from launch.setup import point_to
 from launch.terminal import end_with_message
@@ -34,7 +35,14 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """What the demo would have run, in order."""
     recorded: list[list[str]] = []
-    monkeypatch.setattr(demo, "run_part", lambda *command: recorded.append(list(command)))
+
+    def run_part(*command: str) -> None:
+        recorded.append(list(command))
+        if command[0] == "launch.train" and "data.heldout_split=none" not in command:
+            demo.BEFORE.parent.mkdir(parents=True)
+            demo.BEFORE.touch()
+
+    monkeypatch.setattr(demo, "run_part", run_part)
     return recorded
 
 
@@ -64,12 +72,22 @@ def test_parts_come_in_order_each_with_the_users_settings(
     assert "What to try next" in capsys.readouterr().out
 
 
+def test_without_held_out_pairs_there_is_nothing_to_compare(
+    clone: Path, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_demo(monkeypatch, "--set", "data.heldout_split=none") == 0
+    assert [command[0] for command in commands] == ["launch.data", "launch.train", "launch.evaluate"]
+    assert commands[-1][-4:] == ["--split", "test", "--out", "runs/demo/unseen"]
+    assert "is it better? Left out: this run answered no held-out pairs" in capsys.readouterr().out
+    assert set(load_recipe(demo.UNSEEN_CONFIG).splits) == {"test"}
+
+
 def test_a_finished_run_is_moved_aside(
     clone: Path, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_summary(clone, "finished")
     assert run_demo(monkeypatch) == 0
-    assert not (clone / "runs" / "demo").exists()
+    assert not (clone / "runs" / "demo" / "summary.json").exists()
     assert (clone / "runs" / "demo-1" / "summary.json").is_file()
     assert f"the last demo is kept as {clone / 'runs' / 'demo-1'}" in capsys.readouterr().out
     assert len(commands) == 4
