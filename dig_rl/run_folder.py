@@ -14,11 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from dig_rl.durable import read_json_object, write_durably
 from dig_rl.errors import ConfigError, DigRlError, PluginError
-from dig_rl.layers import differing_keys
+from dig_rl.layers import differing_keys, merge_tables
 
 CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"
@@ -61,7 +61,7 @@ class RunFolder:
         except OSError as error:
             raise _cannot_use(path, error) from error
         try:
-            continued = _check_or_save_config(path, json.loads(config.model_dump_json()))
+            continued = _check_or_save_config(path, config)
             _record_start(path / ENVIRONMENT_FILE)
         except OSError as error:
             lock.close()
@@ -200,8 +200,9 @@ def _acquire_lock(path: Path) -> TextIO:
     return lock
 
 
-def _check_or_save_config(path: Path, current: dict[str, Any]) -> bool:
+def _check_or_save_config(path: Path, config: BaseModel) -> bool:
     """Save the config of a new run, or refuse one that differs; returns whether the run was there before."""
+    current = json.loads(config.model_dump_json())
     saved = read_json_object(path / CONFIG_FILE, "restore it, or choose another RUN= name")
     if saved is None:
         if strangers := sorted({entry.name for entry in path.iterdir()} - {LOCK_FILE, CONFIG_FILE + ".partial"}):
@@ -211,13 +212,21 @@ def _check_or_save_config(path: Path, current: dict[str, Any]) -> bool:
             )
         write_durably(path / CONFIG_FILE, json.dumps(current, indent=2) + "\n")
         return False
-    if changed := differing_keys(saved, current):
+    if changed := differing_keys(_with_new_keys(saved, type(config)), current):
         raise ConfigError(
             f"run {path.name} was started with another config; these keys differ (saved -> asked for):\n  "
             + "\n  ".join(changed)
             + "\nUse the saved values to continue it, or choose another RUN= name"
         )
     return True
+
+
+def _with_new_keys(saved: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """A saved config with the defaults of keys that a later version added."""
+    try:
+        return merge_tables(json.loads(model.model_validate(saved).model_dump_json()), saved)
+    except ValidationError:  # a key or value that is known no more: the comparison names it
+        return saved
 
 
 def _record_start(path: Path) -> None:

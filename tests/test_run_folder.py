@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dig_rl.config import Config, LearnerConfig, RolloutConfig
+from dig_rl.config import AlarmsConfig, Config, LearnerConfig, RolloutConfig
 from dig_rl.errors import ConfigError, DigRlError, PluginError
 from dig_rl.run_folder import RunFolder, move_aside
 
@@ -44,6 +44,24 @@ def test_a_changed_config_is_refused_with_the_keys_that_differ(tmp_path: Path) -
         assert lines[1:4] == ["  learner.lr: 1e-06 -> 1e-05", "  rollout.group_size: 8 -> 4", "  seed: 0 -> 1"]
         assert "RUN=" in lines[-1]
     RunFolder.open(tmp_path, "r", Config()).close()
+
+
+def test_a_run_of_an_earlier_version_continues_and_is_compared_with_the_defaults_of_its_new_keys(
+    tmp_path: Path,
+) -> None:
+    RunFolder.open(tmp_path, "r", Config()).close()
+    path = tmp_path / "r/config.json"
+    saved = json.loads(path.read_text())
+    del saved["alarms"]["not_finite"], saved["evaluation"]
+    path.write_text(json.dumps(saved))
+    with RunFolder.open(tmp_path, "r", Config()) as run:
+        assert run.continued
+    with pytest.raises(ConfigError, match=r"\n  alarms\.not_finite: 1\.0 -> 2\.0\n  seed: 0 -> 1\nUse"):
+        RunFolder.open(tmp_path, "r", Config(seed=1, alarms=AlarmsConfig(not_finite=2)))
+    saved["alarms"]["gone"] = 3
+    path.write_text(json.dumps(saved))
+    with pytest.raises(ConfigError, match=r"\n  alarms\.gone: 3 -> null\n"):
+        RunFolder.open(tmp_path, "r", Config())
 
 
 def test_changed_plugins_are_refused_once_there_is_a_checkpoint_unless_told_to(tmp_path: Path) -> None:
