@@ -10,7 +10,7 @@ from dig_rl.curriculum import Curriculum, open_curriculum, stage_config
 from dig_rl.evaluation.subset import representative_pairs
 from dig_rl.plugins import load_plugin
 from dig_rl.policy.targets import check_targets
-from dig_rl.policy_files import hash_policy_files
+from dig_rl.policy_files import hash_policy_files, is_from_hub
 from dig_rl.policy_limits import check_policy_limits
 from dig_rl.scoring_pool import hash_plugins
 from dig_rl.splits import load_splits
@@ -29,7 +29,7 @@ class Inputs:
     curriculum: Curriculum
     plugin_hashes: dict[str, str]
     policy_files: dict[str, str] = field(default_factory=dict)
-    """As `dig_rl.policy_files` has them."""
+    """As `dig_rl.policy_files` has them; of a hub's policy none before it is loaded."""
 
 
 def read_inputs(config: Config, root: Path) -> Inputs:
@@ -48,6 +48,5 @@ def read_inputs(config: Config, root: Path) -> Inputs:
     check_targets(config)
     for stage in curriculum.stages:
         stage_config(config, stage)  # says which override cannot be carried out
-    return Inputs(
-        examples, heldout, validation, curriculum, hash_plugins(config.reward, root), hash_policy_files(config)
-    )
+    policy_files = {} if is_from_hub(config) else hash_policy_files(config)
+    return Inputs(examples, heldout, validation, curriculum, hash_plugins(config.reward, root), policy_files)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from dig_rl.checkpoint import STATE_FILE
+from dig_rl.checkpoint import STATE_FILE, CheckpointStore
 from dig_rl.config import Config
 from dig_rl.errors import CheckpointError
 
@@ -26,6 +26,11 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.j
 _SHOWN = 3
 
 _log = logging.getLogger(__name__)
+
+
+def is_from_hub(config: Config) -> bool:
+    """Whether the policy is fetched when it is loaded: which files it has is not known before that."""
+    return config.policy.hub and not Path(config.policy.path).is_dir()
 
 
 def hash_policy_files(config: Config) -> dict[str, str]:
@@ -49,6 +54,7 @@ def check_policy_files(checkpoints: Path, found: Mapping[str, str], config: Conf
     """Refuse to continue a run from a policy folder that is not the one it began with.
 
     A checkpoint without a record was written before there was one: the run goes on, and says what it cannot know.
+    What is missing of a hub's policy may be in the cache of the machine that loaded it, so it is not compared.
 
     Args:
         checkpoints: folder of the run's checkpoints; empty in a new run.
@@ -58,28 +64,30 @@ def check_policy_files(checkpoints: Path, found: Mapping[str, str], config: Conf
     Raises:
         CheckpointError: which files differ.
     """
-    folders = sorted(checkpoints.glob("step-*[0-9]"), key=lambda path: int(path.name.removeprefix("step-")))
-    if not folders:
+    from_hub = is_from_hub(config)
+    steps = sorted(CheckpointStore(checkpoints, 1).steps(), reverse=True)
+    if not steps or (from_hub and not found):
         return
-    recorded = _recorded(folders[-1])
+    folders = [checkpoints / f"step-{step}" for step in steps]
+    folder, recorded = next(((folder, files) for folder in folders if (files := _recorded(folder))), (folders[0], {}))
     if not recorded:
         if _needs_weights(config):
             _log.warning(
                 "checkpoint %s does not say which policy files the run began with, so the reference of the KL term and "
                 "what is under adapters are taken from %s as it is now",
-                folders[-1].name,
+                folder.name,
                 config.policy.path,
             )
         return
     changed = [
         f"{name}: sha256 {digest[:12]} -> {found[name][:12] if name in found else 'missing'}"
         for name, digest in recorded.items()
-        if found.get(name) != digest
+        if found.get(name, digest if from_hub else None) != digest
     ]
     if changed:
         more = f"\n  and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
         raise CheckpointError(
-            f"policy {config.policy.path} is not the one that the run began with (recorded in {folders[-1]} -> "
+            f"policy {config.policy.path} is not the one that the run began with (recorded in {folder} -> "
             "now):\n  " + "\n  ".join(changed[:_SHOWN]) + more + "\nIts reference, adapters and prompt are read from "
             "there. Restore these files to continue, or start another RUN= from the policy as it is"
         )
@@ -90,9 +98,8 @@ def _needs_weights(config: Config) -> bool:
 
 
 def _local_folder(config: Config) -> Path | None:
-    folder = Path(config.policy.path)
-    if folder.is_dir() or not config.policy.hub:
-        return folder
+    if not is_from_hub(config):
+        return Path(config.policy.path)
     from huggingface_hub import try_to_load_from_cache  # takes a while, which no folder need wait for
 
     cached = try_to_load_from_cache(config.policy.path, "config.json")
@@ -102,10 +109,9 @@ def _local_folder(config: Config) -> Path | None:
 def _recorded(checkpoint: Path) -> dict[str, str]:
     """What a checkpoint says; empty where it says nothing, or is damaged, which shows when it is read in full."""
     try:
-        state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return dict(json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))[STATE_KEY])
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
-    return dict(state.get(STATE_KEY) or {})
 
 
 def _sha256(path: Path) -> str:

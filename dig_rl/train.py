@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +34,7 @@ from dig_rl.first_step import FirstStep
 from dig_rl.inputs import Inputs, read_inputs
 from dig_rl.looks import with_looks
 from dig_rl.metrics import read_metrics, summarise_dropped, summarise_groups
-from dig_rl.policy_files import STATE_KEY, check_policy_files, hash_policy_files
+from dig_rl.policy_files import STATE_KEY, check_policy_files, hash_policy_files, is_from_hub
 from dig_rl.progress import TrainProgress
 from dig_rl.recording import cut_recordings, write_recording
 from dig_rl.refill import Collected, collect_with_refills, spare_examples
@@ -71,6 +72,9 @@ def train(config: Config, run: RunFolder, root: Path, *, allow_changed_plugins: 
     _log.info("starting Ray, vLLM and DeepSpeed; what they print goes to %s", run.logs)
     with Cluster(config.cluster, run.logs, num_actors(config)) as cluster:
         fleet = launch_fleet(cluster, config, root)
+        if is_from_hub(config):  # its files are here only now
+            inputs = replace(inputs, policy_files=hash_policy_files(config))
+            check_policy_files(run.checkpoints, inputs.policy_files, config)
         fleet.rollouts.check_token_budget([*inputs.examples, *inputs.heldout, *inputs.validation])
         _log.info("engines are ready after %.0f s", time.monotonic() - started)
         training = Training(config, run, inputs, fleet, started)
@@ -295,7 +299,7 @@ class Training:
             self._fleet.learner.save(folder / "learner")
 
         state = {"curriculum": self._curriculum_state, "plugins": self._inputs.plugin_hashes}
-        state[STATE_KEY] = self._inputs.policy_files or hash_policy_files(self._config)  # a hub's may be here by now
+        state[STATE_KEY] = self._inputs.policy_files
         self._store.save(self._step, write, state, score=self._validation_f1.get(self._step))
         self._saved_step, self._saved_at = self._step, time.monotonic()
         self.summary.write("running")

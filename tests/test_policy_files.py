@@ -99,3 +99,24 @@ def test_a_checkpoint_without_a_record_goes_on_and_says_so(
             check_policy_files(checkpoints, hash_policy_files(config), config)
             check_policy_files(tmp_path / "a new run", hash_policy_files(config), config)
     assert len(caplog.messages) == 1 and "step-4 does not say which policy files" in caplog.messages[0]
+
+
+def test_what_is_no_checkpoint_or_damaged_does_not_hide_the_newest_record(policy: Path, tmp_path: Path) -> None:
+    config = config_of(policy, KL)
+    checkpoints = saved(tmp_path / "c", 4, hash_policy_files(config))
+    for name, state in (("step-5", "[1]"), ("step-10", '{"curricu'), ("step-4.bak1", "{}"), ("step-12.partial", "{}")):
+        (checkpoints / name).mkdir()
+        (checkpoints / name / "state.json").write_text(state)
+    check_policy_files(checkpoints, hash_policy_files(config), config)
+    flip_a_byte(policy / WEIGHTS)
+    with pytest.raises(CheckpointError, match=r"recorded in .*step-4 -> now"):
+        check_policy_files(checkpoints, hash_policy_files(config), config)
+
+
+def test_of_a_hubs_policy_what_is_here_is_compared(tmp_path: Path) -> None:
+    config = load_config([], ["policy.path=nobody/here", "policy.hub=true", KL])
+    checkpoints = saved(tmp_path / "c", 4, {"config.json": "one", WEIGHTS: "two"})
+    for found in ({}, {"config.json": "one"}, {"config.json": "one", WEIGHTS: "two", "more.json": "three"}):
+        check_policy_files(checkpoints, found, config)
+    with pytest.raises(CheckpointError, match=rf"{WEIGHTS}: sha256 two -> three"):
+        check_policy_files(checkpoints, {"config.json": "one", WEIGHTS: "three"}, config)

@@ -108,9 +108,10 @@ def train(
     monkeypatch: pytest.MonkeyPatch,
     stop: tuple[int, str] | None,
     policy_files: dict[str, str] | None = None,
+    *more: str,
 ) -> Engines:
     """Begin or continue the run; returns the engines it talked to."""
-    settings = [f'curriculum="{curriculum}"', f"checkpoint.every_steps={EVERY}"]
+    settings = [f'curriculum="{curriculum}"', f"checkpoint.every_steps={EVERY}", *more]
     config = load_config([ROOT / "launch/configs/tiny.toml"], settings)
     box = (1.0, 1.0, 9.0, 9.0)
     examples = [
@@ -185,3 +186,20 @@ def test_a_run_continues_from_the_policy_that_it_began_with_alone(
         train(tmp_path, curriculum, monkeypatch, (EVERY + 2, "collect"), {"model.safetensors": "another"})
     again = train(tmp_path, curriculum, monkeypatch, (EVERY + 2, "collect"), {"model.safetensors": "one"})
     assert again.draws[0][0] == EVERY + 1
+
+
+def test_the_files_of_a_hubs_policy_are_hashed_once_a_start_and_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curriculum, hub = "curricula/staged.toml", ("policy.path=nobody/here", "policy.hub=true")
+    hashed: list[str] = []
+
+    def start(step: int, digest: str) -> Engines:
+        monkeypatch.setattr(loop, "hash_policy_files", lambda _: hashed.append(digest) or {"model.safetensors": digest})
+        return train(tmp_path, curriculum, monkeypatch, (step, "collect"), None, *hub)
+
+    start(2 * EVERY + 1, "one")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: sha256 one -> another"):
+        start(2 * EVERY + 2, "another")
+    assert start(2 * EVERY + 2, "one").draws[0][0] == 2 * EVERY + 1
+    assert hashed == ["one", "another", "one"]
