@@ -73,6 +73,23 @@ def test_broken_weights_are_named_with_how_much_of_them(dtype: torch.dtype) -> N
     assert describe_weights([], largest) == "All weights are finite; the largest value is 3, in a"
 
 
+def parameter_of_zero_3(part: list[float], num_values: int) -> torch.nn.Parameter:
+    """As DeepSpeed leaves it on one rank: empty, with the rank's part of its values."""
+    weight = torch.nn.Parameter(torch.zeros(0))
+    weight.ds_tensor, weight.ds_numel = torch.tensor(part), num_values
+    weight.ds_tensor.ds_numel = len(part)
+    return weight
+
+
+def test_what_zero_3_keeps_beyond_a_weight_is_not_looked_at() -> None:
+    """Seven values on two ranks, and two on three: the last part is partly, or wholly, memory as it was found."""
+    tail = {"w": parameter_of_zero_3([1.0, 2.0, -3.0, math.nan], 7)}
+    assert examine_weights(tail.items(), 1) == ([], (3.0, "w"))
+    assert examine_weights(tail.items(), 0) == (["w (1 of 4 values)"], (0.0, "none"))
+    beyond = {"w": parameter_of_zero_3([math.nan], 2)}
+    assert examine_weights(beyond.items(), 2) == ([], (0.0, "none"))
+
+
 def test_the_end_says_what_is_left() -> None:
     error = NotFiniteError("learner/loss is nan")
     assert describe_end(error, 0, "W", [], None) == (

@@ -218,7 +218,7 @@ class Learner:
 
     def examine_weights(self) -> tuple[list[str], tuple[float, str]]:
         """This rank's weights, as `dig_rl.policy.weights.examine_weights`."""
-        return examine_weights(self._module.model.named_parameters())
+        return examine_weights(self._module.model.named_parameters(), self._rank)
 
     def export(self, folder: str) -> None:
         """Write the policy as a Hugging Face folder (rank 0 writes, all ranks gather)."""
