@@ -12,6 +12,7 @@ _AUTO = "auto"
 _OURS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 """Together these say how many passes make an update, which depends on the rollouts here."""
 
+_OFFLOADS = ("offload_optimizer", "offload_param")
 
 _MAIN_KEYS = frozenset(
     {
@@ -133,6 +134,8 @@ def check_table(table: Mapping[str, Any], num_ranks: int, *, on_cpu: bool) -> No
     """
     _check_is_table(table, "optimizer", "optimizer.params", "scheduler", "scheduler.params", "zero_optimization")
     _check_is_table(table, "bf16", "fp16", "data_types")
+    stated_zero = {key for key, value in table.get("zero_optimization", {}).items() if value not in (None, _AUTO)}
+    _check_is_table(table, *(f"zero_optimization.{key}" for key in _OFFLOADS if key in stated_zero))
     _check_names(table)
     _check_auto(table)
     stated = without_auto(table)
@@ -144,6 +147,12 @@ def check_table(table: Mapping[str, Any], num_ranks: int, *, on_cpu: bool) -> No
         raise ValueError(
             f"deepspeed.zero_optimization.overlap_comm: works from stage 2 on, found stage {zero['stage']} (1 where it "
             "is left out); set the stage, or leave overlap_comm out"
+        )
+    if zero.get("compute_grad_norm", True) is not True:
+        raise ValueError(
+            "deepspeed.zero_optimization.compute_grad_norm: expected true, found "
+            f"{zero['compute_grad_norm']!r}; learner.max_grad_norm limits an update by that norm, and a gradient that "
+            "is not finite shows in it; remove the key"
         )
     _check_optimizer(stated, zero, on_cpu)
     _check_schedule(stated, zero["stage"])
@@ -172,7 +181,7 @@ def _check_names(table: Mapping[str, Any]) -> None:
 
 
 def _check_auto(table: Mapping[str, Any]) -> None:
-    schedule = SCHEDULES.get(table.get("scheduler", {}).get("type", ""), Schedule(None))
+    schedule = SCHEDULES.get(str(table.get("scheduler", {}).get("type")), Schedule(None))
     filled_in = {*_OURS, "gradient_clipping", "bf16.enabled", "fp16.enabled", "optimizer.type"}
     filled_in |= {f"scheduler.params.{key}" for key in (schedule.peak, schedule.length) if key}
     unknown = [
@@ -220,7 +229,7 @@ def _check_optimizer(table: Mapping[str, Any], zero: Mapping[str, Any], on_cpu: 
             f"deepspeed.optimizer.type: DeepSpeed has not tested {name} under ZeRO stage {stage}; "
             "set deepspeed.zero_allow_untested_optimizer = true, or zero_optimization.stage = 0"
         )
-    is_offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+    is_offloaded = (zero.get("offload_optimizer") or {}).get("device", "none") != "none"
     if on_cpu and (optimizer.on_cpu == "never" or (optimizer.on_cpu == "offloaded" and not is_offloaded)):
         way_out = ', set deepspeed.zero_optimization.offload_optimizer.device = "cpu"' if name.lower() == "lion" else ""
         raise ValueError(
@@ -239,7 +248,7 @@ def _check_schedule(table: Mapping[str, Any], stage: int) -> None:
     if not scheduler:
         return
     name = scheduler.get("type")
-    if name not in SCHEDULES:
+    if str(name) not in SCHEDULES:
         raise ValueError(f"deepspeed.scheduler.type: expected one of {', '.join(SCHEDULES)}, found {name!r}")
     if stage and not SCHEDULES[name].zero_knows:
         ours = ", ".join(known for known, schedule in SCHEDULES.items() if schedule.zero_knows)

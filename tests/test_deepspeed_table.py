@@ -72,6 +72,7 @@ def test_torchs_optimisers_take_what_they_are_given() -> None:
         ("{stage=3, sub_group_size=7}", {"stage": 3, "sub_group_size": 7}),
         ("{stage='auto', reduce_bucket_size='auto'}", {"stage": 1}),
         ("{stage=0}", {"stage": 0}),
+        ("{offload_optimizer='auto', offload_param='auto', compute_grad_norm='auto'}", {"stage": 1}),
     ],
 )
 def test_the_zero_stage_is_1_where_it_is_left_out(zero: str, expected: dict[str, object]) -> None:
@@ -208,6 +209,14 @@ def test_auto_is_what_dig_rl_fills_in() -> None:
         (
             "{scheduler={type='CosineAnnealingLR'}}",
             "torch's CosineAnnealingLR refuses .* ZeRO stage 1; .*WarmupCosineLR",
+        ),
+        ("{zero_optimization={offload_optimizer='cpu'}}", "offload_optimizer: expected a table, found 'cpu'"),
+        ("{zero_optimization={stage=3, offload_param=true}}", "offload_param: expected a table, found True"),
+        ("{scheduler={type=['WarmupLR']}}", r"scheduler.type: expected one of LRRangeTest.*found \['WarmupLR'\]"),
+        ("{optimizer={type=['Adam']}}", r"optimizer.type: expected one of adam.*found \['Adam'\]"),
+        *(
+            (f"{{zero_optimization={{stage={stage}, compute_grad_norm=false}}}}", "expected true, .* remove the key")
+            for stage in (0, 1, 2, 3)
         ),
         ("{optimizer={type='Lion'}}", "computes Lion on GPUs alone, .*offload_optimizer.device"),
         ("{optimizer={type='Lamb'}, zero_optimization={stage=0}}", "computes Lamb on GPUs alone, found .*num_gpus = 0"),
