@@ -40,6 +40,9 @@ def head_overrides(dtype: Dtype) -> dict[str, Any]:
 def check_precision(dtype: Dtype, deepspeed: Mapping[str, Any], vllm: Mapping[str, Any]) -> None:
     """Refuse tables under which engines would compute in another type, or add up wrongly or in bfloat16 unasked.
 
+    A bfloat16 policy may ask for bfloat16 sums over passes (`grad_accum_dtype`) and, by itself, for bfloat16 between
+    ranks (`communication_data_type`); a float32 policy may not.
+
     Args:
         dtype: compute type of the policy.
         deepspeed: `learner.deepspeed` without "auto".
@@ -57,6 +60,7 @@ def check_precision(dtype: Dtype, deepspeed: Mapping[str, Any], vllm: Mapping[st
         raise ValueError(f'{_SUMS}: expected "fp32", {_ON_REQUEST}; found {found!r}')
     if dtype == "bfloat16" and found in _FLOAT32:
         _check_float32_sums(deepspeed)
+    _check_exchange(dtype, deepspeed.get("communication_data_type", "fp32"))
 
 
 def _check_compute_type(dtype: Dtype, deepspeed: Mapping[str, Any], vllm: Mapping[str, Any]) -> None:
@@ -84,6 +88,16 @@ def _check_head(dtype: Dtype, vllm: Mapping[str, Any]) -> None:
                 f'rollout.vllm.hf_overrides.{where}head_dtype: expected "float32", in which the learner computes '
                 f"logits as well, found {found!r}; remove it"
             )
+
+
+def _check_exchange(dtype: Dtype, found: object) -> None:
+    taken = ("fp32",) if dtype == "float32" else ("fp32", "bf16")
+    if str(found).lower() not in taken:
+        expected = " or ".join(f'"{name}"' for name in taken)
+        raise ValueError(
+            f"learner.deepspeed.communication_data_type: expected {expected} with policy.dtype = {dtype}, found "
+            f"{found!r}; remove it"
+        )
 
 
 def _check_float32_sums(table: Mapping[str, Any]) -> None:

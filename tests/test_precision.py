@@ -29,6 +29,13 @@ def test_a_table_may_ask_for_bfloat16_sums() -> None:
     assert table["data_types"] == {"grad_accum_dtype": "bf16"} and table["zero_optimization"] == {"stage": 0}
 
 
+@pytest.mark.parametrize("sums", ["fp32", "bf16"])
+def test_a_table_of_a_bfloat16_policy_may_ask_for_bfloat16_between_ranks(sums: str) -> None:
+    text = f"{{communication_data_type='bf16', data_types={{grad_accum_dtype='{sums}'}}}}"
+    assert learner_table(config_of(text), 1)["communication_data_type"] == "bf16"
+    config_of("{communication_data_type='fp32'}", dtype="float32")
+
+
 def test_float32_runs_are_told_nothing_of_types() -> None:
     config = config_of(dtype="float32")
     assert not {"bf16", "data_types", "communication_data_type"} & learner_table(config, 1).keys()
@@ -74,6 +81,13 @@ def test_other_stages_do_not_look_at_it(zero: str) -> None:
         ("{amp={enabled=true}}", "float32", "amp.enabled: expected false"),
         ("{torch_autocast={enabled=true, dtype='bfloat16'}}", "float32", "torch_autocast.enabled: expected false"),
         ("{bfloat16={enabled=true}}", "bfloat16", "write bf16"),
+        (
+            "{communication_data_type='bf16'}",
+            "float32",
+            "communication_data_type: expected \"fp32\" with policy.dtype = float32, found 'bf16'; remove it",
+        ),
+        ("{communication_data_type='fp16'}", "float32", "communication_data_type: expected"),
+        ("{communication_data_type='fp16'}", "bfloat16", 'expected "fp32" or "bf16" with policy.dtype = bfloat16'),
     ],
 )
 def test_tables_that_compute_or_add_up_otherwise_are_refused(text: str, dtype: str, message: str) -> None:
