@@ -114,8 +114,7 @@ RULES = (
         "skipped_updates",
         "learner/skipped_updates",
         "above",
-        "DeepSpeed left out updates, because a gradient was not finite. Lower learner.lr; with fp16, the first few of "
-        "a run are how it finds its loss scale.",
+        "DeepSpeed left out updates, because a gradient was not finite. Lower learner.lr.",
         window=1,
     ),
     Rule(

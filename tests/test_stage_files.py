@@ -177,12 +177,12 @@ def test_learning_rate_goes_in_a_straight_line_from_the_stages_start_to_its_end(
         (
             {"lr": 1e-5},
             ["learner.deepspeed.scheduler={type='WarmupLR'}"],
-            r'stage "a", overrides.lr: learner.deepspeed sets an optimizer or scheduler',
+            r'stage "a", overrides.lr: learner.deepspeed names a learning rate or has a scheduler',
         ),
         (
             {"lr_end": 0},
             ["learner.deepspeed.scheduler={type='WarmupLR'}"],
-            r'stage "a", overrides.lr_end: learner.deepspeed sets an optimizer or scheduler',
+            r'stage "a", overrides.lr_end: learner.deepspeed names a learning rate or has a scheduler',
         ),
     ],
 )

@@ -215,8 +215,8 @@ def stage_config(config: Config, stage: Stage, done: float = 0.0) -> Config:
     rates = [key for key in ("lr", "lr_end") if key in overrides]
     if rates and not config.learner.lr_is_ours:
         raise ConfigError(
-            f"{where}.{rates[0]}: learner.deepspeed sets an optimizer or scheduler of its own, which decides on "
-            "the learning rate; remove the override, or these tables"
+            f"{where}.{rates[0]}: learner.deepspeed names a learning rate or has a scheduler, which decides on "
+            "the learning rate; remove the override, or these keys"
         )
     start, end = overrides.pop("lr", config.learner.lr), overrides.pop("lr_end", None)
     learner = {"lr": start if end is None else start + (end - start) * done}

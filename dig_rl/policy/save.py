@@ -31,7 +31,9 @@ def save_policy(model: PreTrainedModel, frontend: PolicyFrontend, weights: dict[
         PolicyError: what was written, read back, is not these weights, or these are not the policy's; as with OSError.
     """
     expected = records_of(weights.items())  # before writing, which takes them out of the dictionary
-    _refuse(path, name_differences([name for name, *_ in merged_parameters(model)], expected))
+    _refuse(
+        path, "it would not be the policy", name_differences([name for name, *_ in merged_parameters(model)], expected)
+    )
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -46,7 +48,11 @@ def save_policy(model: PreTrainedModel, frontend: PolicyFrontend, weights: dict[
         frontend.processor.save_pretrained(partial)
         for file in partial.iterdir():
             sync_to_disk(file)
-        _refuse(path, differences(expected, written_records(partial, model)))
+        _refuse(
+            path,
+            "read back, it is not the policy that was to be written",
+            differences(expected, written_records(partial, model)),
+        )
         if path.exists():
             shutil.rmtree(path)
         partial.rename(path)
@@ -56,9 +62,8 @@ def save_policy(model: PreTrainedModel, frontend: PolicyFrontend, weights: dict[
     sync_to_disk(path.parent)
 
 
-def _refuse(path: Path, wrong: str | None) -> None:
+def _refuse(path: Path, clause: str, wrong: str | None) -> None:
     if wrong:
         raise PolicyError(
-            f"{path} was not written: read back, it is not the policy that was to be written: {wrong}. Checkpoints "
-            "are as they were; the same command tries again"
+            f"{path} was not written: {clause}: {wrong}. Checkpoints are as they were; the same command tries again"
         )
