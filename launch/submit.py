@@ -7,6 +7,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -203,12 +204,17 @@ def slurm_script(training: list[str], config: Config, run: str, runs_dir: Path, 
         nodes=nodes,
         cpus=-(-threads // nodes),
         gpus=-(-int(num_gpus + 0.999) // nodes),
-        log=runs_dir / f"{run}.slurm-%j.log",
+        log=_sbatch_word(str(runs_dir).replace("%", "%%") + f"/{run}.slurm-%j.log"),
         root=shlex.quote(str(ROOT)),
         python=shlex.quote(python),
         ray=shlex.quote(str(Path(python).parent / "ray")),
         training=shlex.join(training),
     )
+
+
+def _sbatch_word(text: str) -> str:
+    """`text` as one argument of an `#SBATCH` line, where a number sign begins a comment even in quotes of old Slurm."""
+    return '"' + re.sub(r'([\\"#])', r"\\\1", text) + '"'
 
 
 def queue(script: str, runs_dir: Path) -> None:

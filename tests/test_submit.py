@@ -104,6 +104,13 @@ def test_slurm_request_counts_processors_and_gpus(tmp_path: Path) -> None:
     assert "gpus-per-node" not in slurm_script(tmp_path, Config(), nodes=1)
 
 
+def test_the_log_of_a_slurm_job_may_lie_in_any_folder(tmp_path: Path) -> None:
+    runs_dir = tmp_path / "it's 100% mine #1"
+    script = submit.slurm_script([], Config(), "first", runs_dir, 1)
+    (line,) = [line for line in script.splitlines() if line.startswith("#SBATCH --output")]
+    assert line == f'#SBATCH --output="{tmp_path}/it\'s 100%% mine \\#1/first.slurm-%j.log"'
+
+
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_slurm_script_starts_head_then_workers_then_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nodes: int
