@@ -6,6 +6,7 @@ import difflib
 import json
 import tomllib
 from collections.abc import Sequence
+from datetime import date, time
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from dig_rl.durable import read_json_object
 from dig_rl.errors import ConfigError
-from dig_rl.overrides import parse_override
+from dig_rl.overrides import as_toml, parse_override
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -123,7 +124,12 @@ def _describe(problem: Any, model: type[BaseModel]) -> str:
     path = [str(part) for part in problem["loc"]]
     name = ".".join(path) or "config"
     if problem["type"] != "extra_forbidden":
-        found = "" if isinstance(problem.get("input"), dict) else f", found {problem.get('input')!r}"
+        given = problem.get("input")
+        found = "" if isinstance(given, dict) else f", found {given!r}"
+        in_list = any(isinstance(part, int) for part in problem["loc"])
+        if problem["type"] == "string_type" and isinstance(given, int | float | date | time) and not in_list:
+            text = as_toml(given)
+            found = f""", found {text}; a name that reads as a number, true or a date is quoted: '{name}="{text}"'"""
         return f"{name}: {problem['msg'].removeprefix('Value error, ')}{found}"
     known = _known_keys(model, path)
     table = name.rpartition(".")[0]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import tomllib
+from datetime import date, time
 from typing import Any
 
 from dig_rl.errors import ConfigError
@@ -52,20 +54,25 @@ def override(key: str, value: Any) -> str:
 
     Args:
         key: dotted.
-        value: text, a number, a truth value, or a list or table of these.
+        value: text, a number, a truth value, a date or time, or a list or table of these.
     """
     bare = f"{key}={value}"
     is_plain = isinstance(value, str) and value and value == value.strip() and value.isprintable()
     if is_plain and split_overrides(bare) == [bare] and parse_override(bare)[1] == value:
         return bare
-    return f"{key}={_as_toml(value)}"
+    return f"{key}={as_toml(value)}"
 
 
-def _as_toml(value: Any) -> str:
+def as_toml(value: Any) -> str:
+    """`value` as TOML writes it, in one line."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{_as_toml(str(key))} = {_as_toml(one)}" for key, one in value.items()) + "}"
+        return "{" + ", ".join(f"{as_toml(str(key))} = {as_toml(one)}" for key, one in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_as_toml, value)) + "]"
+        return "[" + ", ".join(map(as_toml, value)) + "]"
+    if isinstance(value, date | time):  # a datetime is a date
+        return value.isoformat()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     # JSON's strings are TOML's, but for letters beyond 16 bits, which JSON would write as two, and for DEL.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 

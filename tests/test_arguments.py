@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from argparse import Namespace
+from datetime import UTC, date, datetime, time
 
 import pytest
 
@@ -49,7 +50,8 @@ def test_the_settings_of_one_text_are_told_apart(text: str, expected: list[str])
     "value",
     [
         *("data/x", "my data", "it's", "1", "1e-6", "true", "none", "", " x ", "a b=c", "[1", '"q"', "a#b", "ü😀"),
-        *("a\nb", "\x7f", True, 3, 0.5, ["a", "b c"], {"a b": [{"c": "}"}], "d": 1}),
+        *(date(2024, 5, 1), time(7, 30), datetime(2024, 5, 1, 7, 30, tzinfo=UTC), [date(2024, 5, 1)], float("-inf")),
+        *("2024-05-01", "07:30:00", "inf", "a\nb", "\x7f", True, 3, 0.5, ["a", "b c"], {"a b": [{"c": "}"}], "d": 1}),
     ],
 )  # fmt: skip
 def test_a_setting_reads_back_as_what_was_written(value: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,14 @@ def test_wrong_values_are_named_with_what_was_expected_and_found(override: str, 
     for word in words:
         assert word in message
     assert "pydantic" not in message
+
+
+@pytest.mark.parametrize("text", ["2024", "2024-05-01", "07:30:00", "true", "0.5"])
+def test_a_name_that_toml_reads_as_something_else_is_told_how_to_be_quoted(text: str) -> None:
+    message = mistake(f"data.path={text}")
+    assert f"data.path: Input should be a valid string, found {text}; " in message
+    (quoted,) = re.findall("'(data.path=.*)'$", message)
+    assert load_config([], [quoted]).data.path == text
 
 
 def test_every_mistake_is_told_at_once() -> None:
