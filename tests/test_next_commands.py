@@ -69,7 +69,7 @@ def test_called_from_another_folder_the_next_command_is_too(tmp_path: Path, monk
     assert next_command("data") == "make data"
     monkeypatch.setenv("DIG_RL_CALLED_FROM", str(tmp_path))
     command = next_command("data-check", DATA="data/x")
-    assert command == f"make -C {ROOT} data-check DATA=data/x"
+    assert command == f"make -C {shlex.quote(str(ROOT))} data-check DATA=data/x"
     assert as_run(command, cwd=tmp_path)[-1] == "data/x"
 
 
