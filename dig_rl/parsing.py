@@ -37,6 +37,9 @@ _WHITE_SPACE = " \t\r\n"
 # Behind a brace: a quotation mark of either kind begins a key, or a colon ends one, whatever quotes stand in it.
 # "{red, blue}" is prose, and so are braces right around a list, as in "\boxed{[[...]]}".
 _KEY = re.compile(r"""[ \t\r\n]*+(?:["']|[^\[\]{},:"'][^\[\]{},:]*+:)""")
+_NO_KEY = frozenset("[]{},:")
+"""Where one of these follows a brace, no key does; this is the quick answer to most of a text of braces."""
+_FIRST = re.compile(rf"{_OPENING.pattern}|\{{{_KEY.pattern}")
 _OUTSIDE_STRINGS = frozenset('0123456789+-.eE,:[]{}" \t\r\n' + "truefalsenullNaNInfinity")
 _NUMBERS = r"[0-9+\-.eE, \t\r\n]*+"
 # Most answers are one list of lists of numbers with no other bracket around it; nothing here backtracks.
@@ -159,7 +162,7 @@ def _last_array_span(answer: str) -> tuple[int, int]:
     where JSON does. An object, whatever its quotes and however broken, ends with its brace or the text: what stands in
     it is not top-level.
     """
-    first = re.search(r"[\[{]", answer)
+    first = _FIRST.search(answer)
     if first is None:
         return 0, 0
     start = end = opened_at = depth = deepest = braces = outer_brace = 0
@@ -175,7 +178,11 @@ def _last_array_span(answer: str) -> tuple[int, int]:
                 pair = answer[position : position + 2]
                 if pair in _SURE_OPENINGS or (pair in _UNSURE_OPENINGS and _OPENING.match(answer, position)):
                     depth, deepest, braces, opened_at, is_array = 1, 1, 0, position, True
-            elif character == "{" and _KEY.match(answer, position + 1):
+            elif (
+                character == "{"
+                and answer[position + 1 : position + 2] not in _NO_KEY
+                and _KEY.match(answer, position + 1)
+            ):
                 depth, is_array, may_begin = 1, False, True
         elif not is_array:  # in an object: its braces count, and strings begin where a key or a value may stand
             if character in "{}":
