@@ -131,7 +131,9 @@ def send(job: dict[str, Any], address: str) -> tuple[JobSubmissionClient, str]:
         client = JobSubmissionClient(address)
         return client, client.submit_job(**job)
     except (OSError, RuntimeError, ValueError, AuthenticationError) as error:  # OSError: those of requests, too
-        reason = str(error).strip().splitlines()[0].partition(". ")[0]
+        lines = [line for line in str(error).split("\n") if line.strip()]
+        # A head that fails sends a traceback, whose last line says why.
+        reason = (lines[-1] if "Traceback" in lines[0] else lines[0]).partition(". ")[0]
     if "uthentication" in reason:
         raise ClusterError(
             f"the Ray head at {address} refuses: {reason}. Set RAY_AUTH_MODE=token, and name its token in "

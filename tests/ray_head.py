@@ -52,7 +52,7 @@ def running_ray_head() -> Iterator[dict[str, str]]:
 
 
 def _start(folder: Path) -> tuple[dict[str, str], subprocess.Popen[bytes]]:
-    port, dashboard = free_ports(2)
+    port, dashboard, clients = free_ports(3)  # a head ends when its server of clients does, for want of port 10001
     client = {
         "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}",
         "GCS_ADDRESS": f"127.0.0.1:{port}",
@@ -61,7 +61,8 @@ def _start(folder: Path) -> tuple[dict[str, str], subprocess.Popen[bytes]]:
     command = [
         str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1",
         f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-agent-listen-port=0",
-        "--dashboard-host=127.0.0.1", "--num-cpus=2", "--disable-usage-stats", f"--temp-dir={folder}",
+        f"--ray-client-server-port={clients}", "--dashboard-host=127.0.0.1", "--num-cpus=2",
+        "--disable-usage-stats", f"--temp-dir={folder}",
     ]  # fmt: skip
     settings = {"RAY_worker_niceness": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
     environment = os.environ | settings
